@@ -1,0 +1,1 @@
+"""What all backends share: config, parameter spec, checkpoint files, tokenizer. Imports no framework."""

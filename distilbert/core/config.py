@@ -1,0 +1,308 @@
+"""The model's hyperparameters, with the names and defaults of the Hugging Face config. Imports no framework."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+from distilbert.core import hub
+from distilbert.core.errors import CheckpointError, ConfigError
+from distilbert.core.files import replace_files
+
+CONFIG_FILE = "config.json"
+ACTIVATIONS = ("gelu", "relu", "silu", "gelu_new")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+# Names that other models use for the same thing: accepted on the way in, readable, never written.
+ALIASES = {
+    "hidden_size": "dim",
+    "num_attention_heads": "n_heads",
+    "num_hidden_layers": "n_layers",
+    "torch_dtype": "dtype",
+}
+
+
+@dataclass(init=False)
+class DistilBertConfig:
+    """Everything that decides a DistilBERT's shape and behaviour.
+
+    Any field can be given by name; the first ones also by position, as in transformers. A key that is not
+    a field is kept in ``extra``, readable as an attribute and written back by ``save_pretrained``.
+
+    Raises:
+        ConfigError: a value that contradicts another one or is out of range. The message names the field.
+    """
+
+    model_type: ClassVar[str] = "distilbert"
+    # Not configurable in DistilBERT: every published checkpoint was trained with it.
+    layer_norm_eps: ClassVar[float] = 1e-12
+
+    vocab_size: int = 30522
+    max_position_embeddings: int = 512
+    sinusoidal_pos_embds: bool = False
+    n_layers: int = 6
+    n_heads: int = 12
+    dim: int = 768
+    hidden_dim: int = 3072
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    activation: str | Callable[..., Any] = "gelu"
+    initializer_range: float = 0.02
+    qa_dropout: float = 0.1
+    seq_classif_dropout: float = 0.2
+    pad_token_id: int | None = 0
+
+    architectures: list[str] | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    dtype: str | None = None
+    id2label: dict[int, str] = field(default_factory=lambda: numbered_labels(2))
+    label2id: dict[str, int] = field(default_factory=lambda: {"LABEL_0": 0, "LABEL_1": 1})
+    problem_type: str | None = None
+    pruned_heads: dict[int, list[int]] = field(default_factory=dict)
+    tie_word_embeddings: bool = True
+    output_attentions: bool = False
+    output_hidden_states: bool = False
+    return_dict: bool = True
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        names = [entry.name for entry in fields(self)]
+        if len(values) > len(names):
+            raise ConfigError(f"DistilBertConfig takes {len(names)} positional values, got {len(values)}")
+        for entry in fields(self):
+            default = entry.default_factory() if callable(entry.default_factory) else entry.default
+            object.__setattr__(self, entry.name, default)
+        self.update(dict(zip(names, values, strict=False)) | named)
+
+    def update(self, values: Mapping[str, Any]) -> None:
+        """Set several fields at once (aliases, ``num_labels`` and unknown keys too), then validate.
+
+        Raises:
+            ConfigError: the resulting config is not one a model can be built from.
+        """
+        values = dict(values)
+        if "id2label" in values and "label2id" not in values and isinstance(values["id2label"], Mapping):
+            values["label2id"] = {label: index for index, label in values["id2label"].items()}
+        # num_labels first: names given beside it are the better ones
+        for name in sorted(values, key=lambda key: key != "num_labels"):
+            value = values[name]
+            if name == "num_labels":
+                if value is not None and value != self.num_labels:
+                    self.num_labels = value
+            elif name == "model_type":
+                if value != self.model_type:
+                    raise ConfigError(
+                        f'config: model_type is "{value}", expected "{self.model_type}"; '
+                        "this is not a DistilBERT checkpoint"
+                    )
+            elif ALIASES.get(name, name) in self.__dataclass_fields__ and name != "extra":
+                setattr(self, name, value)
+            else:
+                self.extra[name] = value
+        if "num_labels" in values and values["num_labels"] not in (None, len(self.id2label)):
+            raise ConfigError(
+                f"config: num_labels is {values['num_labels']} but id2label names {len(self.id2label)} labels"
+            )
+        self.validate()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        name = ALIASES.get(name, name)
+        if name == "id2label":
+            value = _integer_keys(name, value)
+        elif name == "pruned_heads":
+            value = _integer_keys(name, value or {})
+        elif name == "label2id" and isinstance(value, Mapping):
+            value = {label: int(index) if str(index).isdecimal() else index for label, index in value.items()}
+        elif name == "dtype" and value is not None:
+            value = str(value).removeprefix("torch.")
+        object.__setattr__(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:  # only called for what is not a field
+        if name in ALIASES:
+            return getattr(self, ALIASES[name])
+        if "extra" in self.__dict__ and name in self.extra:
+            return self.extra[name]
+        raise AttributeError(f"DistilBertConfig has no field {name!r}")
+
+    # The encoders are written in BERT's vocabulary, so that a second family needs no second encoder.
+    @property
+    def intermediate_size(self) -> int:
+        """Width of the feed-forward layer (``hidden_dim``)."""
+        return self.hidden_dim
+
+    @property
+    def hidden_act(self) -> str | Callable[..., Any]:
+        """The feed-forward layer's activation (``activation``)."""
+        return self.activation
+
+    @property
+    def hidden_dropout_prob(self) -> float:
+        """Dropout after the embeddings and the feed-forward layer (``dropout``)."""
+        return self.dropout
+
+    @property
+    def attention_probs_dropout_prob(self) -> float:
+        """Dropout of the attention probabilities (``attention_dropout``)."""
+        return self.attention_dropout
+
+    @property
+    def num_labels(self) -> int:
+        """How many labels the classification heads know; setting it renames them ``LABEL_0`` onwards."""
+        return len(self.id2label)
+
+    @num_labels.setter
+    def num_labels(self, count: int) -> None:
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise ConfigError(f"config: num_labels is {count!r}, expected an integer of at least 1")
+        self.id2label = numbered_labels(count)
+        self.label2id = {label: index for index, label in self.id2label.items()}
+
+    def attention_heads(self, layer: int) -> int:
+        """How many attention heads layer number ``layer`` still has after pruning."""
+        return self.n_heads - len(self.pruned_heads.get(layer, ()))
+
+    def validate(self) -> None:
+        """Check every field against its range and against the others.
+
+        Raises:
+            ConfigError: the first field found wrong, with what was expected.
+        """
+        for name in ("vocab_size", "max_position_embeddings", "n_layers", "n_heads", "dim", "hidden_dim"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"config: {name} is {value!r}, expected an integer of at least 1")
+        for name in ("dropout", "attention_dropout", "qa_dropout", "seq_classif_dropout"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+                raise ConfigError(f"config: {name} is {value!r}, expected a probability from 0 to 1")
+        if not isinstance(self.initializer_range, (int, float)) or not 0 <= self.initializer_range < float("inf"):
+            raise ConfigError(f"config: initializer_range is {self.initializer_range!r}, expected a number >= 0")
+        if self.dim % self.n_heads:
+            raise ConfigError(
+                f"config: dim is {self.dim} and n_heads is {self.n_heads}, expected dim divisible by n_heads"
+            )
+        if self.sinusoidal_pos_embds and self.dim % 2:
+            raise ConfigError(f"config: dim is {self.dim}, expected an even number for sinusoidal positions")
+        if not callable(self.activation) and self.activation not in ACTIVATIONS:
+            raise ConfigError(
+                f"config: activation is {self.activation!r}, expected one of {', '.join(ACTIVATIONS)} or a callable"
+            )
+        pad = self.pad_token_id
+        if pad is not None and not (isinstance(pad, int) and 0 <= pad < self.vocab_size):
+            raise ConfigError(f"config: pad_token_id is {pad!r}, expected 0 to {self.vocab_size - 1}")
+        if self.problem_type not in (None, *PROBLEM_TYPES):
+            raise ConfigError(
+                f"config: problem_type is {self.problem_type!r}, expected one of {', '.join(PROBLEM_TYPES)}"
+            )
+        if sorted(self.id2label) != list(range(len(self.id2label))) or not self.id2label:
+            raise ConfigError(f"config: id2label has keys {sorted(self.id2label)}, expected 0, 1, 2, …")
+        if not isinstance(self.label2id, Mapping):
+            raise ConfigError(f"config: label2id is {self.label2id!r}, expected a mapping of label to number")
+        for layer, heads in self.pruned_heads.items():
+            if not 0 <= layer < self.n_layers or not isinstance(heads, (list, tuple, set)):
+                raise ConfigError(f"config: pruned_heads names layer {layer}, expected 0 to {self.n_layers - 1}")
+            if not set(heads) <= set(range(self.n_heads)) or len(set(heads)) == self.n_heads:
+                raise ConfigError(
+                    f"config: pruned_heads of layer {layer} is {sorted(heads)}, expected some, not all, of the "
+                    f"heads 0 to {self.n_heads - 1}"
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field and every extra key, as plain values for JSON (a callable activation stays callable)."""
+        values = {entry.name: copy.deepcopy(getattr(self, entry.name)) for entry in fields(self)}
+        extra = values.pop("extra")
+        values["pruned_heads"] = {layer: sorted(heads) for layer, heads in self.pruned_heads.items()}
+        return dict(sorted((extra | values | {"model_type": self.model_type}).items()))
+
+    def to_json_string(self) -> str:
+        """The text of ``config.json``.
+
+        Raises:
+            ConfigError: a value, such as a callable activation, that JSON cannot hold.
+        """
+        try:
+            return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+        except TypeError as error:
+            raise ConfigError(
+                f"config: cannot be written as JSON: {error}; name a callable activation instead"
+            ) from None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> DistilBertConfig:
+        """Build a config from a mapping such as ``to_dict`` gives; ``overrides`` win.
+
+        Raises:
+            ConfigError: see the class.
+        """
+        values = dict(values)
+        if "num_labels" in overrides:  # the stored names belong to the stored number of labels
+            if overrides["num_labels"] != len(values.get("id2label", (0, 1))):
+                values.pop("id2label", None)
+                values.pop("label2id", None)
+            values.pop("num_labels", None)
+        elif "id2label" in overrides:
+            values.pop("label2id", None)
+            values.pop("num_labels", None)
+        elif "id2label" in values:  # old files store both, and the names decide
+            values.pop("num_labels", None)
+        return cls(**(values | overrides))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **overrides: Any,
+    ) -> DistilBertConfig:
+        """Read ``config.json`` from a folder or a Hub repository; ``overrides`` replace its fields.
+
+        Raises:
+            CheckpointError: the folder or repository has no readable ``config.json``.
+            ConfigError: its contents are not a DistilBERT's, or an override is not a field.
+        """
+        for name in overrides:
+            if ALIASES.get(name, name) not in (*cls.__dataclass_fields__, "num_labels"):
+                raise ConfigError(f"{name!r} is neither an argument of from_pretrained nor a config field")
+        path = hub.find_file(
+            name_or_path,
+            CONFIG_FILE,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        if path is None:
+            raise CheckpointError(f"{name_or_path}: no {CONFIG_FILE} there; expected a folder with a saved model")
+        return cls.from_dict(hub.read_json(path), **overrides)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``config.json`` into ``folder`` (made if absent), whole or not at all.
+
+        Raises:
+            ConfigError: see ``to_json_string``.
+            CheckpointError: the folder cannot be written.
+        """
+        text = self.to_json_string()
+        with replace_files(folder) as stage:
+            (stage / CONFIG_FILE).write_text(text, encoding="utf-8")
+
+
+def numbered_labels(count: int) -> dict[int, str]:
+    """Names for labels that have none: ``{0: "LABEL_0", 1: "LABEL_1", …}``."""
+    return {index: f"LABEL_{index}" for index in range(count)}
+
+
+def _integer_keys(name: str, value: Any) -> dict[int, Any]:
+    """JSON has only strings as keys, so a stored mapping by number comes back with strings."""
+    try:
+        return {int(key): entry for key, entry in value.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise ConfigError(f"config: {name} is {value!r}, expected a mapping whose keys are numbers") from None

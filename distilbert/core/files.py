@@ -1,0 +1,95 @@
+"""Writing several files of a folder as one step: a crash leaves all of the old ones or all of the new ones."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from distilbert.core.errors import CheckpointError
+
+# A folder inside the target that holds files of a finished save which are not yet in their final place.
+# It appears by one rename, which is the moment the save takes effect: readers look here first.
+COMMITTED = ".committed-save"
+# In there, an empty file with this suffix says that the file of that name is to go.
+SUPERSEDED = ".superseded"
+
+
+def current_file(folder: Path, filename: str) -> Path:
+    """Where ``filename`` of ``folder`` is to be read: in place, or in a save that a crash cut short."""
+    committed = folder / COMMITTED / filename
+    if committed.is_file() or committed.with_name(filename + SUPERSEDED).is_file():
+        return committed
+    return folder / filename
+
+
+@contextmanager
+def replace_files(folder: str | Path, superseded: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Give an empty folder to write into; on success its files take their place in ``folder`` all at once.
+
+    On any error, a full disk or Ctrl-C included, ``folder`` is as it was before. ``superseded`` names files
+    that would be read instead of the new ones, and go away with the same step.
+
+    Raises:
+        CheckpointError: ``folder`` is a file, or the system refuses to write there.
+    """
+    folder = Path(folder)
+    stage: Path | None = None
+    made: list[Path] = []
+    try:
+        for parent in (folder, *folder.parents):
+            if parent.exists():
+                break
+            made.append(parent)
+        folder.mkdir(parents=True, exist_ok=True)
+        _finish(folder)
+        stage = Path(tempfile.mkdtemp(prefix=".unfinished-save-", dir=folder))
+        yield stage
+        for path in stage.iterdir():
+            _flush(path)
+        for filename in superseded:
+            (stage / f"{filename}{SUPERSEDED}").touch()
+        _flush(stage)
+        stage.rename(folder / COMMITTED)
+        _flush(folder)
+        _finish(folder)
+    except BaseException as error:
+        if stage is not None:
+            shutil.rmtree(stage, ignore_errors=True)
+        if not (folder / COMMITTED).exists():
+            for parent in made:
+                if parent.is_dir() and not any(parent.iterdir()):
+                    parent.rmdir()
+        if isinstance(error, OSError) and not isinstance(error, CheckpointError):
+            reason = error.strerror or str(error)
+            raise CheckpointError(f"{folder}: cannot save: {reason}; nothing there was changed") from error
+        raise
+
+
+def _finish(folder: Path) -> None:
+    """Move the files of a committed save into place. Safe to repeat after a crash at any point."""
+    committed = folder / COMMITTED
+    if not committed.is_dir():
+        return
+    for path in list(committed.iterdir()):
+        if path.name.endswith(SUPERSEDED):
+            (folder / path.name.removesuffix(SUPERSEDED)).unlink(missing_ok=True)
+            path.unlink()
+        else:
+            path.replace(folder / path.name)
+    committed.rmdir()
+    _flush(folder)
+
+
+def _flush(path: Path) -> None:
+    """Ask the system to have ``path`` on disk before what follows."""
+    if os.name == "nt" and path.is_dir():  # Windows cannot open a folder, and orders these itself
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

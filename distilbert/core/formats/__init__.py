@@ -1,0 +1,69 @@
+"""The containers that weights are stored in, one module each.
+
+A format is a module with
+
+- ``read(path) -> dict[str, numpy.ndarray]``: name -> array, in the order of the file. The arrays are
+  read-only views of the mapped file: nothing is read from disk until an array is touched, so loading a huge
+  file tensor by tensor stays cheap. They share memory where the stored tensors do, may lie unaligned, and
+  need the file to stay as it is: replace a file that is in use, never write into it.
+- ``write(path, tensors, metadata)``, in the formats that this library also writes.
+
+Files are untrusted input. A file that is damaged, of another kind, or unsafe ends in a ``CheckpointError``;
+one that is absent or closed to us in the system's own ``FileNotFoundError`` or ``PermissionError``.
+"""
+
+from __future__ import annotations
+
+import mmap
+import stat
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from distilbert.core.errors import CheckpointError
+
+# Every dtype that a checkpoint may hold, by the name that numpy, torch and jax agree on. All little-endian,
+# as the formats are. What numpy lacks comes from ml_dtypes.
+DTYPES: dict[str, np.dtype] = {
+    np.dtype(scalar).name: np.dtype(scalar).newbyteorder("<")
+    for scalar in (
+        *(np.bool_, np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64),
+        *(np.float16, np.float32, np.float64, np.complex64, np.complex128, ml_dtypes.bfloat16),
+        *(
+            ml_dtypes.float8_e4m3fn,
+            ml_dtypes.float8_e4m3fnuz,
+            ml_dtypes.float8_e5m2,
+            ml_dtypes.float8_e5m2fnuz,
+        ),
+        ml_dtypes.float8_e8m0fnu,
+    )
+}
+
+# What often lies there instead of weights, by the bytes it begins with.
+IMPOSTORS = {
+    b"version https://git-lfs": "a git-lfs pointer, not the weights; run `git lfs pull` in its folder",
+    b"<!doctype": "a web page, not weights; download the file itself",
+    b"<html": "a web page, not weights; download the file itself",
+    b"<?xml": "a server's error message, not weights; download the file again",
+}
+
+
+def map_file(path: Path) -> np.ndarray:
+    """Map a file into memory, as read-only bytes.
+
+    Raises:
+        CheckpointError: a folder or a device, an empty file, or evidently no weights.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
+        raise CheckpointError(f"{path}: expected a file with weights, found a folder or a device")
+    if status.st_size == 0:
+        raise CheckpointError(f"{path}: expected weights, found an empty file; download it again")
+    with path.open("rb") as file:
+        data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    start = data[:64].tobytes().lstrip().lower()
+    for beginning, found in IMPOSTORS.items():
+        if start.startswith(beginning):
+            raise CheckpointError(f"{path}: this is {found}")
+    return data

@@ -1,0 +1,108 @@
+"""Finding a checkpoint's files, in a folder or on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from distilbert.core.errors import CheckpointError
+from distilbert.core.files import current_file
+
+
+def find_file(
+    name_or_path: str | Path,
+    filename: str,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> Path | None:
+    """The local path of one file of a checkpoint, fetched from the Hub where need be.
+
+    Args:
+        name_or_path: a folder, or a Hub id such as ``distilbert/distilbert-base-uncased``.
+        filename: a plain file name.
+        revision: a branch, tag or commit of the Hub repository.
+        cache_dir: where the Hub's files are kept, by default where ``huggingface_hub`` keeps them.
+        local_files_only: never ask the network.
+        token: a Hub token, or False to send none.
+
+    Returns:
+        The path, or None if the folder or repository is there and lacks the file.
+
+    Raises:
+        CheckpointError: the folder does not exist, or the repository cannot be reached and is not cached.
+    """
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        path = current_file(folder, filename)
+        return path if path.is_file() else None
+    name = str(name_or_path)
+    if folder.exists():
+        raise CheckpointError(f"{name}: is a file; expected the folder that holds it and its config.json")
+    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or not name:
+        raise CheckpointError(f"{name!r}: no such folder")
+
+    # Imported here because it takes longer to import than everything else in core together.
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        return Path(
+            huggingface_hub.hf_hub_download(
+                name,
+                filename,
+                revision=revision,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                token=token,
+            )
+        )
+    except errors.LocalEntryNotFoundError:
+        # Offline. The repository may be cached without this file, which another of its formats replaces.
+        if _is_cached(name, revision, cache_dir):
+            return None
+        raise CheckpointError(
+            f"{name}: no such folder, and not in the local Hub cache, and the Hub cannot be reached "
+            "(or is switched off); check the name or the connection"
+        ) from None
+    except errors.EntryNotFoundError:
+        return None
+    except errors.RevisionNotFoundError:
+        raise CheckpointError(f"{name}: the Hub repository has no revision {revision!r}") from None
+    except errors.GatedRepoError:
+        raise CheckpointError(f"{name}: access needs its owner's consent on the Hub and a token=") from None
+    except errors.RepositoryNotFoundError:
+        raise CheckpointError(
+            f"{name}: no such folder, and no such repository on the Hub (a private one needs token=)"
+        ) from None
+    except (errors.HfHubHTTPError, errors.HFValidationError) as error:
+        raise CheckpointError(f"{name}: the Hub answered: {str(error).splitlines()[0]}") from None
+
+
+def _is_cached(name: str, revision: str | None, cache_dir: str | Path | None) -> bool:
+    import huggingface_hub
+
+    return any(
+        isinstance(huggingface_hub.try_to_load_from_cache(name, filename, cache_dir, revision), str)
+        for filename in ("config.json", "tokenizer_config.json", "vocab.txt", "tokenizer.json")
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that must hold one object.
+
+    Raises:
+        CheckpointError: it does not, or is not readable at all.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: is not valid JSON: {str(error).splitlines()[0]}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: holds a JSON {type(value).__name__}, expected an object")
+    return value

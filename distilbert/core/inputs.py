@@ -1,0 +1,67 @@
+"""The checks on a batch that every backend makes, on shapes and on numbers, with one wording."""
+
+from __future__ import annotations
+
+from distilbert.core.config import DistilBertConfig
+from distilbert.core.errors import InputError
+
+Shape = tuple[int, ...]
+
+
+def check_shapes(
+    input_ids: Shape | None,
+    attention_mask: Shape | None,
+    inputs_embeds: Shape | None,
+    *,
+    config: DistilBertConfig,
+    explicit_positions: bool = False,
+) -> None:
+    """Check what can be told from shapes alone, so also while a graph is traced.
+
+    Raises:
+        InputError: neither or both inputs, wrong rank or width, too long, or a mask that does not fit.
+    """
+    if (input_ids is None) == (inputs_embeds is None):
+        raise InputError("expected exactly one of input_ids and inputs_embeds")
+    if inputs_embeds is not None:
+        if len(inputs_embeds) != 3 or inputs_embeds[2] != config.hidden_size:
+            raise InputError(f"inputs_embeds has shape {inputs_embeds}, expected (batch, length, {config.hidden_size})")
+        batch = inputs_embeds[:2]
+    else:
+        assert input_ids is not None
+        if len(input_ids) != 2:
+            raise InputError(f"input_ids has shape {input_ids}, expected (batch, length)")
+        batch = input_ids
+    if batch[1] > config.max_position_embeddings and not explicit_positions:
+        raise InputError(
+            f"a sequence of {batch[1]} tokens is longer than max_position_embeddings="
+            f"{config.max_position_embeddings}; truncate it (tokenizer: truncation=True, max_length="
+            f"{config.max_position_embeddings}) or resize_position_embeddings"
+        )
+    if attention_mask is not None and attention_mask != batch:
+        raise InputError(f"attention_mask has shape {attention_mask}, expected {batch} like the input")
+
+
+def check_range(name: str, low: int, high: int, limit: int) -> None:
+    """Check that ids, from ``low`` to ``high``, are rows of a table of ``limit`` rows.
+
+    Raises:
+        InputError: one of them is not.
+    """
+    if low < 0 or high >= limit:
+        table = "vocab_size" if name == "input_ids" else "max_position_embeddings"
+        raise InputError(
+            f"{name} has the value {low if low < 0 else high}, expected 0 to {limit - 1} ({table}={limit}); "
+            "the tokenizer and the model may not belong together"
+        )
+
+
+def check_head_mask(shape: Shape, config: DistilBertConfig) -> None:
+    """Check a head mask that already has a row for each layer.
+
+    Raises:
+        InputError: it has another shape.
+    """
+    expected = (config.num_hidden_layers, config.num_attention_heads)
+    if len(shape) != 2 or shape[0] != expected[0]:
+        raise InputError(f"head_mask has shape {shape}, expected {expected[1:]} or {expected}")

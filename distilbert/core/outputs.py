@@ -1,0 +1,41 @@
+"""What every model returns, in every framework."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+FIELDS = ("loss", "logits", "start_logits", "end_logits", "last_hidden_state", "hidden_states", "attentions")
+
+
+class ModelOutput(dict[str, Any]):
+    """A mapping whose values are also attributes and, counted without the absent ones, a tuple.
+
+    ``output.logits``, ``output["logits"]`` and ``output[0]`` are the same thing (``output[1]`` where a loss
+    comes first). Fields that a call did not produce are absent from the mapping and None as attributes.
+    """
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__({name: value for name, value in values.items() if value is not None})
+
+    def __getattr__(self, name: str) -> Any:
+        if name in FIELDS:
+            return self.get(name)
+        raise AttributeError(f"ModelOutput has no field {name!r}, only {', '.join(self)}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+    def __getitem__(self, key: Any) -> Any:
+        return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_restore, (dict(self),))
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """The values in order, without the absent ones."""
+        return tuple(self.values())
+
+
+def _restore(values: dict[str, Any]) -> ModelOutput:
+    return ModelOutput(**values)

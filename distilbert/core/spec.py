@@ -1,0 +1,292 @@
+"""The one table of parameters, and what follows from it for every framework.
+
+Each row names a module of the network: the role it plays in the encoder's code, where Hugging Face's PyTorch
+state dict keeps it, its kind, and its dimensions in config terms. Everything else about a parameter (full
+name, shape, initial value, name and transposition in another framework, which axes may be sharded) is derived
+from its row here, and nowhere else. A head is rows; a family of models is a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
+
+import numpy as np
+
+from distilbert.core.config import DistilBertConfig
+from distilbert.core.errors import InputError
+
+
+class Kind(Enum):
+    """What a parameter is: decides its initial value, and its name and orientation in each framework."""
+
+    WORD_EMBEDDING = "word embedding"  # apart from the others: TensorFlow names it differently
+    EMBEDDING = "embedding"
+    SINUSOID = "sinusoidal embedding"  # computed by formula at first, then loaded like any other; never trained
+    WEIGHT = "linear weight"
+    BIAS = "bias"
+    NORM_SCALE = "norm scale"
+    NORM_BIAS = "norm bias"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One module of the table.
+
+    ``path`` is relative to the section it stands in. ``axes`` are the dimensions of the first parameter in
+    the order PyTorch stores them, each a config field, ``"attention_size"`` (what pruning leaves of the
+    hidden size) or a fixed number.
+    """
+
+    role: str
+    path: str
+    kinds: tuple[Kind, ...]
+    axes: tuple[str | int, ...]
+    tied_to: str | None = None
+
+
+def linear(role: str, path: str, size_in: str | int, size_out: str | int, tied_to: str | None = None) -> Row:
+    """A row for a dense layer: a weight (out, in) and a bias (out,)."""
+    return Row(role, path, (Kind.WEIGHT, Kind.BIAS), (size_out, size_in), tied_to)
+
+
+def norm(role: str, path: str) -> Row:
+    """A row for a layer norm over the hidden size."""
+    return Row(role, path, (Kind.NORM_SCALE, Kind.NORM_BIAS), ("hidden_size",))
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a task adds to the encoder: its class is named after the family and ``suffix``."""
+
+    suffix: str
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model family: where its encoder's parts stand, and their rows."""
+
+    stem: str
+    prefix: str  # the name a head gives its encoder
+    embeddings_path: str
+    layer_path: str  # {} is the layer's number
+    embeddings: tuple[Row, ...]
+    layer: tuple[Row, ...]
+    heads: dict[str, Head]
+
+
+_PRE_CLASSIFIER = linear("pre_classifier", "pre_classifier", "hidden_size", "hidden_size")
+_CLASSIFIER = linear("classifier", "classifier", "hidden_size", "num_labels")
+
+DISTILBERT = Family(
+    stem="DistilBert",
+    prefix="distilbert",
+    embeddings_path="embeddings",
+    layer_path="transformer.layer.{}",
+    embeddings=(
+        Row("words", "word_embeddings", (Kind.WORD_EMBEDDING,), ("vocab_size", "hidden_size")),
+        Row("positions", "position_embeddings", (Kind.EMBEDDING,), ("max_position_embeddings", "hidden_size")),
+        norm("norm", "LayerNorm"),
+    ),
+    layer=(
+        linear("query", "attention.q_lin", "hidden_size", "attention_size"),
+        linear("key", "attention.k_lin", "hidden_size", "attention_size"),
+        linear("value", "attention.v_lin", "hidden_size", "attention_size"),
+        linear("attention_out", "attention.out_lin", "attention_size", "hidden_size"),
+        norm("attention_norm", "sa_layer_norm"),
+        linear("feed_forward_in", "ffn.lin1", "hidden_size", "intermediate_size"),
+        linear("feed_forward_out", "ffn.lin2", "intermediate_size", "hidden_size"),
+        norm("feed_forward_norm", "output_layer_norm"),
+    ),
+    heads={
+        "base": Head("Model", ()),
+        "masked-lm": Head(
+            "ForMaskedLM",
+            (
+                linear("transform", "vocab_transform", "hidden_size", "hidden_size"),
+                norm("transform_norm", "vocab_layer_norm"),
+                linear("decoder", "vocab_projector", "hidden_size", "vocab_size", tied_to="words"),
+            ),
+        ),
+        "sequence-classification": Head("ForSequenceClassification", (_PRE_CLASSIFIER, _CLASSIFIER)),
+        "multiple-choice": Head(
+            "ForMultipleChoice", (_PRE_CLASSIFIER, linear("classifier", "classifier", "hidden_size", 1))
+        ),
+        "token-classification": Head("ForTokenClassification", (_CLASSIFIER,)),
+        "question-answering": Head(
+            "ForQuestionAnswering", (linear("spans", "qa_outputs", "hidden_size", 2),)
+        ),
+    },
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a framework spells a parameter: path, last name, and which kinds it keeps the other way round."""
+
+    separator: str
+    layer_number: str
+    leaves: dict[Kind, str]
+    transposed: frozenset[Kind]
+
+    def name(self, parameter: Parameter) -> str:
+        """The full name, for example ``transformer/layer_._0/attention/q_lin/kernel`` in TensorFlow."""
+        section = parameter.section_path.replace(".{}", self.layer_number).format(parameter.layer)
+        path = f"{section}.{parameter.path}.{self.leaves[parameter.kind]}"
+        return self.separator.join(path.strip(".").split("."))
+
+    def is_transposed(self, parameter: Parameter) -> bool:
+        """Whether this framework stores the transpose of what PyTorch stores."""
+        return parameter.kind in self.transposed
+
+
+_EMBEDDINGS = (Kind.WORD_EMBEDDING, Kind.EMBEDDING, Kind.SINUSOID)
+
+TORCH = Layout(
+    separator=".",
+    layer_number=".{}",
+    leaves=dict.fromkeys((*_EMBEDDINGS, Kind.WEIGHT, Kind.NORM_SCALE), "weight")
+    | dict.fromkeys((Kind.BIAS, Kind.NORM_BIAS), "bias"),
+    transposed=frozenset(),
+)
+TENSORFLOW = Layout(
+    separator="/",
+    layer_number="_._{}",
+    leaves=dict.fromkeys(_EMBEDDINGS, "embeddings")
+    | {
+        Kind.WORD_EMBEDDING: "weight",
+        Kind.WEIGHT: "kernel",
+        Kind.BIAS: "bias",
+        Kind.NORM_SCALE: "gamma",
+        Kind.NORM_BIAS: "beta",
+    },
+    transposed=frozenset({Kind.WEIGHT}),
+)
+FLAX = Layout(
+    separator="/",
+    layer_number=".{}",
+    leaves=dict.fromkeys(_EMBEDDINGS, "embedding")
+    | {
+        Kind.WEIGHT: "kernel",
+        Kind.BIAS: "bias",
+        Kind.NORM_SCALE: "scale",
+        Kind.NORM_BIAS: "bias",
+    },
+    transposed=frozenset({Kind.WEIGHT}),
+)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of one model.
+
+    ``section`` is ``"embeddings"``, ``"layer"`` or ``"head"``; ``shape`` and ``axes`` are in PyTorch's order;
+    ``tied_to`` is the canonical name of the parameter that this one is, where it has no values of its own.
+    """
+
+    role: str
+    section: str
+    section_path: str
+    path: str  # of the module, from the section's
+    layer: int | None
+    kind: Kind
+    axes: tuple[str | int, ...]
+    shape: tuple[int, ...]
+    tied_to: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The canonical name: the key of Hugging Face's PyTorch state dict."""
+        return TORCH.name(self)
+
+
+def get_head(family: Family, head: str) -> Head:
+    """Look a head up by name.
+
+    Raises:
+        InputError: the family has no head of that name.
+    """
+    if head not in family.heads:
+        raise InputError(f"no head {head!r}; expected one of {', '.join(family.heads)}")
+    return family.heads[head]
+
+
+def parameters(config: DistilBertConfig, head: str, family: Family = DISTILBERT) -> tuple[Parameter, ...]:
+    """Every parameter of the model that ``config`` and ``head`` describe, in the state dict's order.
+
+    Raises:
+        InputError: the family has no head of that name.
+    """
+    prefix = "" if head == "base" else family.prefix + "."
+    sections: list[tuple[str, str, int | None, tuple[Row, ...]]] = [
+        ("embeddings", prefix + family.embeddings_path, None, family.embeddings)
+    ]
+    for layer in range(config.n_layers):
+        sections.append(("layer", prefix + family.layer_path, layer, family.layer))
+    sections.append(("head", "", None, get_head(family, head).rows))
+    listed: list[Parameter] = []
+    for section, path, layer, rows in sections:
+        for row in rows:
+            listed.extend(_expand(row, section, path, layer, config))
+    names = {parameter.role: parameter.name for parameter in listed if parameter.section == "embeddings"}
+    return tuple(_tie(parameter, names, config) for parameter in listed)
+
+
+def _expand(
+    row: Row, section: str, path: str, layer: int | None, config: DistilBertConfig
+) -> Iterator[Parameter]:
+    for kind in row.kinds:
+        axes = row.axes[:1] if kind in (Kind.BIAS, Kind.NORM_BIAS) else row.axes
+        if row.role == "positions" and config.sinusoidal_pos_embds:
+            kind = Kind.SINUSOID
+        yield Parameter(
+            role=row.role,
+            section=section,
+            section_path=path,
+            path=row.path,
+            layer=layer,
+            kind=kind,
+            axes=axes,
+            shape=tuple(dimension(axis, config, layer) for axis in axes),
+            tied_to=row.tied_to if kind is Kind.WEIGHT and config.tie_word_embeddings else None,
+        )
+
+
+def _tie(parameter: Parameter, names: dict[str, str], config: DistilBertConfig) -> Parameter:
+    """Turn the role that a row is tied to into that parameter's canonical name."""
+    if parameter.tied_to is None:
+        return parameter
+    return replace(parameter, tied_to=names[parameter.tied_to])
+
+
+def dimension(axis: str | int, config: DistilBertConfig, layer: int | None = None) -> int:
+    """The length of an axis of the table, for this config and layer."""
+    if isinstance(axis, int):
+        return axis
+    if axis == "attention_size":
+        assert layer is not None
+        return config.hidden_size // config.num_attention_heads * config.attention_heads(layer)
+    return getattr(config, axis)
+
+
+def standard_deviation(parameter: Parameter, config: DistilBertConfig) -> float:
+    """The spread of a new parameter's normally distributed values; 0 for those that start as constants."""
+    return config.initializer_range if parameter.kind in (Kind.WORD_EMBEDDING, Kind.EMBEDDING, Kind.WEIGHT) else 0.0
+
+
+def constant(parameter: Parameter) -> float:
+    """The mean of a new parameter's values: 1 for norm scales, 0 for all others."""
+    return 1.0 if parameter.kind is Kind.NORM_SCALE else 0.0
+
+
+def sinusoidal_positions(count: int, size: int) -> np.ndarray:
+    """The fixed position table of "Attention Is All You Need", section 3.5, as DistilBERT interleaves it.
+
+    Returns:
+        float32 (count, size): sines in the even columns, cosines in the odd ones.
+    """
+    column = np.arange(size)
+    angle = np.arange(count)[:, None] / np.power(10000.0, 2 * (column // 2) / size)
+    return np.where(column % 2, np.cos(angle), np.sin(angle)).astype(np.float32)

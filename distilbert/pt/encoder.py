@@ -1,0 +1,223 @@
+"""The encoder of DistilBERT (Sanh et al. 2019, https://arxiv.org/abs/1910.01108), in PyTorch.
+
+A post-norm Transformer (Vaswani et al. 2017) that is BERT (Devlin et al. 2018) without segment embeddings and
+without a pooler. Read from the top: embeddings, one layer, the stack. Modules are called by their role in the
+spec (``distilbert/core/spec.py``), which alone knows their names and shapes.
+
+B batch, L length, D model, H heads, K size of a head, F feed-forward.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from distilbert.core import inputs
+from distilbert.core.config import DistilBertConfig
+from distilbert.core.outputs import ModelOutput
+from distilbert.core.spec import Parameter
+from distilbert.pt.attention import eager_attention, sdpa_attention, visible_tokens
+from distilbert.pt.model import PreTrainedModel
+from distilbert.pt.parameters import FromSpec, attach
+
+logger = logging.getLogger("distilbert")
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_new": lambda value: F.gelu(value, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+}
+
+
+def get_activation(activation: str | Callable[..., Any]) -> Callable[..., Any]:
+    """The function that a config's ``activation`` names, or is."""
+    return activation if callable(activation) else ACTIVATIONS[activation]
+
+
+class Embeddings(FromSpec):
+    """Word plus position embeddings, normalised."""
+
+    def __init__(self, listed: list[Parameter], config: DistilBertConfig) -> None:
+        super().__init__()
+        self.add_parts(listed, config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids: Tensor | None, position_ids: Tensor, inputs_embeds: Tensor | None) -> Tensor:
+        """Ids (B, L), or word vectors (B, L, D) in their place, to vectors (B, L, D)."""
+        words_BLD = self.part("words")(input_ids) if inputs_embeds is None else inputs_embeds
+        summed_BLD = words_BLD + self.part("positions")(position_ids)
+        return self.dropout(self.part("norm")(summed_BLD))
+
+
+class Layer(FromSpec):
+    """Self-attention and a feed-forward network, each with a residual and a norm after it."""
+
+    def __init__(self, listed: list[Parameter], config: DistilBertConfig) -> None:
+        super().__init__()
+        self.add_parts(listed, config)
+        self.head_size = config.hidden_size // config.num_attention_heads
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.activation = get_activation(config.hidden_act)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        hidden_BLD: Tensor,
+        visible: Tensor | None,
+        head_mask: Tensor | None,
+        fused: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Vectors (B, L, D) to vectors (B, L, D), and the attention probabilities unless ``fused``."""
+        query_BHLK = self.split_heads(self.part("query")(hidden_BLD))
+        key_BHLK = self.split_heads(self.part("key")(hidden_BLD))
+        value_BHLK = self.split_heads(self.part("value")(hidden_BLD))
+        dropout = self.attention_dropout if self.training else 0.0
+        probability_BHLL = None
+        if fused:
+            context_BHLK = sdpa_attention(query_BHLK, key_BHLK, value_BHLK, visible, dropout)
+        else:
+            context_BHLK, probability_BHLL = eager_attention(
+                query_BHLK, key_BHLK, value_BHLK, visible, dropout, head_mask
+            )
+        attended_BLD = self.part("attention_out")(context_BHLK.transpose(1, 2).flatten(2))
+        hidden_BLD = self.part("attention_norm")(attended_BLD + hidden_BLD)
+        inner_BLF = self.activation(self.part("feed_forward_in")(hidden_BLD))
+        outer_BLD = self.dropout(self.part("feed_forward_out")(inner_BLF))
+        return self.part("feed_forward_norm")(outer_BLD + hidden_BLD), probability_BHLL
+
+    def split_heads(self, projected: Tensor) -> Tensor:
+        """(B, L, H * K) to (B, H, L, K); pruning leaves a layer fewer heads."""
+        return projected.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+
+
+class DistilBertModel(PreTrainedModel):
+    """The bare encoder: ids to one vector a token.
+
+    Args:
+        config: shapes and rates.
+        attn_implementation: ``"sdpa"`` (PyTorch's fused attention) or ``"eager"``. They agree; attentions and
+            head masks are always computed eagerly.
+    """
+
+    head = "base"
+
+    def __init__(self, config: DistilBertConfig, *, attn_implementation: str = "sdpa") -> None:
+        super().__init__(config, attn_implementation=attn_implementation)
+        self.warned_of_token_types = False
+        listed = self.parameter_list()
+        attach(self, self.family.embeddings_path, Embeddings([p for p in listed if p.layer is None], config))
+        for layer in range(config.num_hidden_layers):
+            path = self.family.layer_path.format(layer)
+            attach(self, path, Layer([p for p in listed if p.layer == layer], config))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> ModelOutput | tuple[Tensor, ...]:
+        """Encode a batch.
+
+        Args:
+            input_ids: integers (B, L).
+            attention_mask: (B, L), 1 for tokens and 0 for padding; by default all tokens count.
+            head_mask: (H,) or (layers, H), factors on the attention probabilities.
+            inputs_embeds: (B, L, D), word vectors in place of ``input_ids``.
+            position_ids: integers (B, L) or (1, L), by default 0, 1, 2, …
+            output_attentions: also return ``attentions``, a tuple of (B, H, L, L), one a layer.
+            output_hidden_states: also return ``hidden_states``, a tuple of (B, L, D), one more than layers.
+            return_dict: False for a plain tuple.
+            token_type_ids: ignored; DistilBERT has no segments.
+
+        Returns:
+            ``last_hidden_state`` (B, L, D), and what was asked for.
+
+        Raises:
+            InputError: neither or both of ids and embeddings, a sequence longer than the position table, an
+                id outside the vocabulary (checked on the CPU; CUDA itself asserts), a mask of another shape.
+        """
+        config = self.config
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
+        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        return_dict = config.return_dict if return_dict is None else return_dict
+        self.check_inputs(input_ids, attention_mask, inputs_embeds, position_ids, token_type_ids)
+
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        assert given is not None  # check_inputs
+        if position_ids is None:
+            position_ids = torch.arange(given.shape[1], device=given.device)[None]
+        hidden_BLD = self.get_submodule(self.family.embeddings_path)(input_ids, position_ids, inputs_embeds)
+        visible = None if attention_mask is None else visible_tokens(attention_mask)
+        head_masks = self.split_head_mask(head_mask, hidden_BLD)
+        fused = self.attn_implementation == "sdpa" and not output_attentions and head_mask is None
+
+        hidden_states, attentions = (hidden_BLD,), ()
+        for layer, layer_head_mask in zip(self.layers(), head_masks, strict=True):
+            if self.is_gradient_checkpointing and self.training:
+                hidden_BLD, probability_BHLL = checkpoint(
+                    layer, hidden_BLD, visible, layer_head_mask, fused, use_reentrant=False
+                )
+            else:
+                hidden_BLD, probability_BHLL = layer(hidden_BLD, visible, layer_head_mask, fused)
+            if output_hidden_states:
+                hidden_states += (hidden_BLD,)
+            if output_attentions:
+                attentions += (probability_BHLL,)
+        output = ModelOutput(
+            last_hidden_state=hidden_BLD,
+            hidden_states=hidden_states if output_hidden_states else None,
+            attentions=attentions if output_attentions else None,
+        )
+        return output if return_dict else output.to_tuple()
+
+    def layers(self) -> nn.ModuleList:
+        """The stack, from the embeddings up."""
+        return self.get_submodule(self.family.layer_path.removesuffix(".{}"))  # type: ignore[return-value]
+
+    def split_head_mask(self, head_mask: Tensor | None, hidden: Tensor) -> list[Tensor | None]:
+        """One factor (1, H, 1, 1) a layer, from (H,) or (layers, H)."""
+        count = self.config.num_hidden_layers
+        if head_mask is None:
+            return [None] * count
+        if head_mask.dim() == 1:
+            head_mask = head_mask.expand(count, -1)
+        inputs.check_head_mask(tuple(head_mask.shape), self.config)
+        return list(head_mask.to(hidden.dtype)[:, None, :, None, None].unbind())
+
+    def check_inputs(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        inputs_embeds: Tensor | None,
+        position_ids: Tensor | None,
+        token_type_ids: Tensor | None,
+    ) -> None:
+        """Explain what the kernels below would only fail on; values are left to them where a graph is traced."""
+        inputs.check_shapes(
+            *(None if given is None else tuple(given.shape) for given in (input_ids, attention_mask, inputs_embeds)),
+            config=self.config,
+            explicit_positions=position_ids is not None,
+        )
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return
+        if inputs_embeds is None and input_ids is not None and input_ids.device.type == "cpu" and input_ids.numel():
+            inputs.check_range("input_ids", *map(int, input_ids.aminmax()), self.config.vocab_size)
+        if position_ids is not None and position_ids.device.type == "cpu" and position_ids.numel():
+            limit = self.config.max_position_embeddings
+            inputs.check_range("position_ids", *map(int, position_ids.aminmax()), limit)
+        if token_type_ids is not None and not self.warned_of_token_types and token_type_ids.any():
+            logger.warning("token_type_ids are ignored: DistilBERT has no segment embeddings")
+            self.warned_of_token_types = True

@@ -1,0 +1,95 @@
+"""Numpy in, numpy out: what pipelines ask of a backend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from distilbert.core.config import DistilBertConfig
+from distilbert.core.errors import CheckpointError, InputError
+from distilbert.core.inputs import check_range
+from distilbert.core.outputs import ModelOutput
+from distilbert.pt import heads
+from distilbert.pt.encoder import DistilBertModel
+from distilbert.pt.loading import to_array
+from distilbert.pt.model import PreTrainedModel
+
+MODELS: dict[str, type[PreTrainedModel]] = {
+    model.head: model
+    for model in (
+        DistilBertModel,
+        heads.DistilBertForMaskedLM,
+        heads.DistilBertForSequenceClassification,
+        heads.DistilBertForMultipleChoice,
+        heads.DistilBertForTokenClassification,
+        heads.DistilBertForQuestionAnswering,
+    )
+}
+
+
+class InferenceModel:
+    """A trained model that maps arrays to arrays.
+
+    Args:
+        head: the spec's name for what to compute.
+        name_or_path: a folder, or a Hub id.
+        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"auto"``.
+        device: for example ``"cpu"``, ``"cuda:0"`` or ``"auto"``.
+        where: ``revision``, ``cache_dir``, ``local_files_only``, ``token``.
+
+    Raises:
+        CheckpointError: the checkpoint is absent, damaged, or was not trained with this head.
+    """
+
+    def __init__(
+        self,
+        head: str,
+        name_or_path: str | Path,
+        *,
+        dtype: str | None = None,
+        device: str | None = None,
+        **where: Any,
+    ) -> None:
+        loaded = MODELS[head].from_pretrained(
+            name_or_path, dtype=dtype, device=device, output_loading_info=True, **where
+        )
+        self.model, report = loaded  # type: ignore[misc]
+        if report.missing:
+            raise CheckpointError(
+                f"{name_or_path}: holds no trained {head} head (it lacks {', '.join(report.missing)}); "
+                "train one first, or pick another task"
+            )
+
+    @property
+    def config(self) -> DistilBertConfig:
+        """The loaded model's config."""
+        return self.model.config
+
+    @torch.inference_mode()
+    def __call__(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> dict[str, np.ndarray]:
+        """Run one batch.
+
+        Args:
+            input_ids: integers (B, L).
+            attention_mask: (B, L), 1 for tokens and 0 for padding.
+
+        Returns:
+            The model's outputs by name, as float32.
+
+        Raises:
+            InputError: an id outside the vocabulary, a sequence too long for the model, or a full device.
+        """
+        check_range("input_ids", int(input_ids.min()), int(input_ids.max()), self.config.vocab_size)
+        # Without a mask attention has a faster kernel, and a batch of equal lengths needs none.
+        mask = None if attention_mask.all() else torch.from_numpy(attention_mask).to(self.model.device)
+        try:
+            output: ModelOutput = self.model(torch.from_numpy(input_ids).to(self.model.device), mask, return_dict=True)
+            return {name: to_array(value.float()) for name, value in output.items()}
+        except torch.OutOfMemoryError:
+            raise InputError(
+                f"{self.model.device}: a batch of {' x '.join(map(str, input_ids.shape))} tokens does not fit "
+                "into its memory; try a smaller batch size"
+            ) from None

@@ -1,0 +1,205 @@
+"""What the bare encoder and every head have in common: making, loading, saving and changing a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from distilbert.core import checkpoint
+from distilbert.core.checkpoint import LoadReport
+from distilbert.core.config import DistilBertConfig
+from distilbert.core.errors import InputError
+from distilbert.core.outputs import ModelOutput
+from distilbert.core.spec import DISTILBERT, Family, Parameter, parameters
+from distilbert.pt import loading, surgery
+from distilbert.pt.attention import IMPLEMENTATIONS
+from distilbert.pt.parameters import FromSpec, initialize, tie
+
+
+class PreTrainedModel(FromSpec):
+    """The base of the encoder and of the heads. ``head`` is the spec's name for what the class computes."""
+
+    family: ClassVar[Family] = DISTILBERT
+    head: ClassVar[str]
+    # Trainer and accelerate ask for these of any Hugging Face model.
+    main_input_name: ClassVar[str] = "input_ids"
+    supports_gradient_checkpointing: ClassVar[bool] = True
+
+    def __init__(self, config: DistilBertConfig, *, attn_implementation: str = "sdpa") -> None:
+        super().__init__()
+        config.validate()
+        if attn_implementation not in IMPLEMENTATIONS:
+            raise InputError(f"attn_implementation is {attn_implementation!r}, expected {' or '.join(IMPLEMENTATIONS)}")
+        self.config = config
+        self.attn_implementation = attn_implementation
+        self.is_gradient_checkpointing = False
+
+    def parameter_list(self) -> tuple[Parameter, ...]:
+        """The spec's rows for this model's config and head."""
+        return parameters(self.config, self.head, self.family)
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The encoder: the model itself, or the part of it below the head."""
+        return self if self.head == "base" else self.get_submodule(self.family.prefix)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the parameters."""
+        return next(self.parameters()).dtype
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """How many numbers the model holds, tied ones counted once."""
+        return sum(value.numel() for value in self.parameters() if value.requires_grad or not only_trainable)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        config: DistilBertConfig | None = None,
+        dtype: str | torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        device_map: str | torch.device | Mapping[str, Any] | None = None,
+        attn_implementation: str = "sdpa",
+        ignore_mismatched_sizes: bool = False,
+        output_loading_info: bool = False,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **overrides: Any,
+    ) -> Self | tuple[Self, LoadReport]:
+        """Load a checkpoint from a folder or from the Hub, in evaluation mode.
+
+        Args:
+            name_or_path: a folder, or a Hub id.
+            config: used instead of the stored one.
+            dtype: of the parameters, float32 by default; ``"auto"`` keeps the stored one (``torch_dtype`` is
+                understood too).
+            device: where to put the model, the CPU by default.
+            device_map: as ``device``; ``"auto"`` takes a GPU where there is one.
+            attn_implementation: ``"sdpa"`` or ``"eager"``.
+            ignore_mismatched_sizes: initialise what has another shape in the checkpoint, instead of failing.
+            output_loading_info: also return the report of missing, unexpected and mismatched tensors.
+            revision: a branch, tag or commit on the Hub.
+            cache_dir: where the Hub's files are kept.
+            local_files_only: never ask the network.
+            token: a Hub token.
+            overrides: config fields, such as ``num_labels=3``.
+
+        Raises:
+            CheckpointError: the checkpoint is absent, damaged or unsafe, or does not fit the config.
+            ConfigError: the config is not valid, or an override is not a config field.
+            InputError: an unknown dtype, device or attention.
+        """
+        where = {
+            "revision": revision,
+            "cache_dir": cache_dir,
+            "local_files_only": local_files_only,
+            "token": token,
+        }
+        dtype = overrides.pop("torch_dtype", dtype)
+        if config is None:
+            config = DistilBertConfig.from_pretrained(name_or_path, **where, **overrides)  # type: ignore[arg-type]
+        elif overrides:
+            config = DistilBertConfig.from_dict(config.to_dict(), **overrides)
+        target = loading.parse_device(device if device is not None else device_map)
+        stored, path = checkpoint.read_checkpoint(name_or_path, **where)
+        with torch.device("meta"):
+            model = cls(config, attn_implementation=attn_implementation)
+        tensors, report = checkpoint.match(
+            stored,
+            model.parameter_list(),
+            source=str(path),
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
+            family=cls.family,
+        )
+        loading.fill(model, tensors, loading.parse_dtype(dtype, tensors), target)
+        model.eval()
+        return (model, report) if output_loading_info else model
+
+    def save_pretrained(
+        self, folder: str | Path, *, max_shard_size: int | str = "5GB", state_dict: Mapping[str, Tensor] | None = None
+    ) -> list[Path]:
+        """Write ``config.json`` and the weights as safetensors, all of it or nothing.
+
+        Args:
+            folder: where to; made if absent.
+            max_shard_size: bytes or a text such as ``"200MB"``; larger weights are split, with an index.
+            state_dict: values to save in place of the model's own.
+
+        Returns:
+            The files written.
+
+        Raises:
+            CheckpointError: the folder cannot be written or the disk is full; what was there is unchanged.
+        """
+        config = DistilBertConfig.from_dict(
+            self.config.to_dict(), architectures=[type(self).__name__], dtype=str(self.dtype)
+        )
+        tensors = loading.to_arrays(self, state_dict)
+        return checkpoint.write_checkpoint(folder, config, tensors, max_shard_size=max_shard_size)
+
+    def init_weights(self) -> None:
+        """Give every parameter a new initial value, as training from nothing does."""
+        for parameter in self.parameter_list():
+            if parameter.tied_to is None:
+                initialize(self.get_parameter(parameter.name), parameter, self.config)
+
+    def tie_weights(self) -> None:
+        """Make tied parameters one again, after a tool has replaced one of them."""
+        tie(self, self.parameter_list())
+
+    resize_token_embeddings = surgery.resize_token_embeddings
+    resize_position_embeddings = surgery.resize_position_embeddings
+    prune_heads = surgery.prune_heads
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The word embeddings."""
+        return self._embedding("words")
+
+    def set_input_embeddings(self, embeddings: nn.Embedding) -> None:
+        """Replace the word embeddings; an output projection that is tied to them follows."""
+        base = self.base_model
+        section = base.get_submodule(self.family.embeddings_path)
+        section.set_submodule(section.paths["words"], embeddings)  # type: ignore[index, arg-type]
+        self.tie_weights()
+
+    def get_position_embeddings(self) -> nn.Embedding:
+        """The position embeddings, learned or sinusoidal."""
+        return self._embedding("positions")
+
+    def _embedding(self, role: str) -> nn.Embedding:
+        section = self.base_model.get_submodule(self.family.embeddings_path)
+        return section.part(role)  # type: ignore[operator]
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
+        """Trade time for memory in training: keep each layer's input only, and compute the rest again.
+
+        ``gradient_checkpointing_kwargs`` is accepted for Trainer's sake; the non-reentrant form is always used.
+        """
+        self.base_model.is_gradient_checkpointing = self.is_gradient_checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Undo ``gradient_checkpointing_enable``."""
+        self.base_model.is_gradient_checkpointing = self.is_gradient_checkpointing = False
+
+
+# Lets torch.export, DistributedDataParallel and DataLoader collation look inside an output.
+pytree.register_pytree_node(
+    ModelOutput,
+    lambda output: (list(output.values()), list(output)),
+    lambda values, names: ModelOutput(**dict(zip(names, values, strict=True))),
+    serialized_type_name="distilbert.ModelOutput",
+)

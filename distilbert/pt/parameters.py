@@ -1,0 +1,99 @@
+"""Native modules and initial values for the rows of the spec."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import groupby, pairwise
+
+import torch
+from torch import nn
+
+from distilbert.core.config import DistilBertConfig
+from distilbert.core.spec import Kind, Parameter, constant, sinusoidal_positions, standard_deviation
+
+# What PyTorch's own modules call the two dimensions of their weight.
+SIZES = {nn.Linear: ("out_features", "in_features"), nn.Embedding: ("num_embeddings", "embedding_dim")}
+
+
+class FromSpec(nn.Module):
+    """A module whose parts are made from rows of the spec, and are called by their role.
+
+    The parts hang at the paths of the spec, so the state dict's keys are the canonical names; what runs is
+    whatever hangs there, so tools that replace modules (LoRA, quantisation) work as usual.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.paths: dict[str, str] = {}
+
+    def add_parts(self, listed: Iterable[Parameter], config: DistilBertConfig) -> None:
+        """Make the modules of the rows ``listed``, with initial values."""
+        for path, group in groupby(listed, key=lambda parameter: parameter.path):
+            rows = tuple(group)
+            self.paths[rows[0].role] = path
+            attach(self, path, make_part(rows, config))
+
+    def part(self, role: str) -> nn.Module:
+        """The module that plays ``role``, for example ``"query"``."""
+        return self.get_submodule(self.paths[role])
+
+
+def attach(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Hang ``module`` at a dotted path below ``root``; what is missing on the way is made (lists for numbers)."""
+    parts = path.split(".")
+    for name, below in pairwise(parts):
+        if name not in root._modules:
+            root.add_module(name, nn.ModuleList() if below.isdecimal() else nn.Module())
+        root = root.get_submodule(name)
+    root.add_module(parts[-1], module)
+
+
+def make_part(rows: tuple[Parameter, ...], config: DistilBertConfig) -> nn.Module:
+    """PyTorch's own module for one row's parameters, with its initial values."""
+    kind, shape = rows[0].kind, rows[0].shape
+    part: nn.Module
+    if kind is Kind.WEIGHT:
+        part = nn.utils.skip_init(nn.Linear, shape[1], shape[0], device=torch.get_default_device())
+    elif kind is Kind.NORM_SCALE:
+        part = nn.LayerNorm(shape, eps=config.layer_norm_eps)
+    else:
+        padding = config.pad_token_id if kind is Kind.WORD_EMBEDDING else None
+        part = nn.utils.skip_init(nn.Embedding, *shape, padding_idx=padding, device=torch.get_default_device())
+    for row in rows:
+        value = part.get_parameter(row.name.rpartition(".")[2])
+        value.requires_grad = row.kind is not Kind.SINUSOID
+        initialize(value, row, config)
+    return part
+
+
+@torch.no_grad()
+def initialize(value: torch.Tensor, parameter: Parameter, config: DistilBertConfig) -> None:
+    """Fill ``value`` in place with the values that the spec gives a new ``parameter``."""
+    if value.is_meta:
+        return
+    if parameter.kind is Kind.SINUSOID:
+        value.copy_(torch.from_numpy(sinusoidal_positions(*parameter.shape)))
+    elif spread := standard_deviation(parameter, config):
+        value.normal_(constant(parameter), spread)
+    else:
+        value.fill_(constant(parameter))
+    if parameter.kind is Kind.WORD_EMBEDDING and config.pad_token_id is not None:
+        value[config.pad_token_id] = 0
+
+
+def replace_value(root: nn.Module, name: str, value: torch.Tensor) -> None:
+    """Put ``value`` in the place of the parameter called ``name``; sizes and ``requires_grad`` follow."""
+    path, _, leaf = name.rpartition(".")
+    part = root.get_submodule(path)
+    setattr(part, leaf, nn.Parameter(value, requires_grad=part.get_parameter(leaf).requires_grad))
+    if value.dim() == 2:
+        for attribute, size in zip(SIZES[type(part)], value.shape, strict=True):
+            setattr(part, attribute, size)
+
+
+def tie(root: nn.Module, listed: Iterable[Parameter]) -> None:
+    """Make each tied parameter of ``listed`` the very object it is tied to."""
+    for parameter in listed:
+        if parameter.tied_to is not None:
+            path, _, leaf = parameter.name.rpartition(".")
+            setattr(root.get_submodule(path), leaf, root.get_parameter(parameter.tied_to))
