@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
-from distilbert.core.errors import CheckpointError
+from distilbert.core.errors import CheckpointError, DistilBertError
 
 # A folder inside the target that holds files of a finished save which are not yet in their final place.
 # It appears by one rename, which is the moment the save takes effect: readers look here first.
@@ -93,3 +95,27 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def replace_file(path: str | Path) -> Iterator[IO[str]]:
+    """Open a text file for writing that takes its place at ``path`` only when all went well.
+
+    Raises:
+        CheckpointError: the system refuses to write there; what was there is unchanged.
+    """
+    path = Path(path)
+    unfinished: Path | None = None
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "is a folder, expected a file name")
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+        with unfinished.open("x", encoding="utf-8") as file:
+            yield file
+        unfinished.replace(path)
+    except BaseException as error:
+        if unfinished is not None:
+            unfinished.unlink(missing_ok=True)
+        if isinstance(error, OSError) and not isinstance(error, (DistilBertError, BrokenPipeError)):
+            raise CheckpointError(f"{path}: cannot write: {error.strerror or error}") from error
+        raise

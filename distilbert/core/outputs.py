@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-
 FIELDS = ("loss", "logits", "start_logits", "end_logits", "last_hidden_state", "hidden_states", "attentions")
 
 

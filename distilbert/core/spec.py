@@ -23,7 +23,9 @@ class Kind(Enum):
 
     WORD_EMBEDDING = "word embedding"  # apart from the others: TensorFlow names it differently
     EMBEDDING = "embedding"
-    SINUSOID = "sinusoidal embedding"  # computed by formula at first, then loaded like any other; never trained
+    SINUSOID = (
+        "sinusoidal embedding"  # computed by formula at first, then loaded like any other; never trained
+    )
     WEIGHT = "linear weight"
     BIAS = "bias"
     NORM_SCALE = "norm scale"
@@ -87,7 +89,9 @@ DISTILBERT = Family(
     layer_path="transformer.layer.{}",
     embeddings=(
         Row("words", "word_embeddings", (Kind.WORD_EMBEDDING,), ("vocab_size", "hidden_size")),
-        Row("positions", "position_embeddings", (Kind.EMBEDDING,), ("max_position_embeddings", "hidden_size")),
+        Row(
+            "positions", "position_embeddings", (Kind.EMBEDDING,), ("max_position_embeddings", "hidden_size")
+        ),
         norm("norm", "LayerNorm"),
     ),
     layer=(
@@ -273,7 +277,11 @@ def dimension(axis: str | int, config: DistilBertConfig, layer: int | None = Non
 
 def standard_deviation(parameter: Parameter, config: DistilBertConfig) -> float:
     """The spread of a new parameter's normally distributed values; 0 for those that start as constants."""
-    return config.initializer_range if parameter.kind in (Kind.WORD_EMBEDDING, Kind.EMBEDDING, Kind.WEIGHT) else 0.0
+    return (
+        config.initializer_range
+        if parameter.kind in (Kind.WORD_EMBEDDING, Kind.EMBEDDING, Kind.WEIGHT)
+        else 0.0
+    )
 
 
 def constant(parameter: Parameter) -> float:

@@ -151,7 +151,9 @@ class DistilBertModel(PreTrainedModel):
         """
         config = self.config
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
-        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        output_hidden_states = (
+            config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        )
         return_dict = config.return_dict if return_dict is None else return_dict
         self.check_inputs(input_ids, attention_mask, inputs_embeds, position_ids, token_type_ids)
 
@@ -207,13 +209,21 @@ class DistilBertModel(PreTrainedModel):
     ) -> None:
         """Explain what the kernels below would only fail on; values are left to them where a graph is traced."""
         inputs.check_shapes(
-            *(None if given is None else tuple(given.shape) for given in (input_ids, attention_mask, inputs_embeds)),
+            *(
+                None if given is None else tuple(given.shape)
+                for given in (input_ids, attention_mask, inputs_embeds)
+            ),
             config=self.config,
             explicit_positions=position_ids is not None,
         )
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return
-        if inputs_embeds is None and input_ids is not None and input_ids.device.type == "cpu" and input_ids.numel():
+        if (
+            inputs_embeds is None
+            and input_ids is not None
+            and input_ids.device.type == "cpu"
+            and input_ids.numel()
+        ):
             inputs.check_range("input_ids", *map(int, input_ids.aminmax()), self.config.vocab_size)
         if position_ids is not None and position_ids.device.type == "cpu" and position_ids.numel():
             limit = self.config.max_position_embeddings

@@ -34,7 +34,9 @@ class PreTrainedModel(FromSpec):
         super().__init__()
         config.validate()
         if attn_implementation not in IMPLEMENTATIONS:
-            raise InputError(f"attn_implementation is {attn_implementation!r}, expected {' or '.join(IMPLEMENTATIONS)}")
+            raise InputError(
+                f"attn_implementation is {attn_implementation!r}, expected {' or '.join(IMPLEMENTATIONS)}"
+            )
         self.config = config
         self.attn_implementation = attn_implementation
         self.is_gradient_checkpointing = False
@@ -130,7 +132,11 @@ class PreTrainedModel(FromSpec):
         return (model, report) if output_loading_info else model
 
     def save_pretrained(
-        self, folder: str | Path, *, max_shard_size: int | str = "5GB", state_dict: Mapping[str, Tensor] | None = None
+        self,
+        folder: str | Path,
+        *,
+        max_shard_size: int | str = "5GB",
+        state_dict: Mapping[str, Tensor] | None = None,
     ) -> list[Path]:
         """Write ``config.json`` and the weights as safetensors, all of it or nothing.
 
@@ -184,7 +190,9 @@ class PreTrainedModel(FromSpec):
         section = self.base_model.get_submodule(self.family.embeddings_path)
         return section.part(role)  # type: ignore[operator]
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None
+    ) -> None:
         """Trade time for memory in training: keep each layer's input only, and compute the rest again.
 
         ``gradient_checkpointing_kwargs`` is accepted for Trainer's sake; the non-reentrant form is always used.

@@ -58,7 +58,9 @@ def make_part(rows: tuple[Parameter, ...], config: DistilBertConfig) -> nn.Modul
         part = nn.LayerNorm(shape, eps=config.layer_norm_eps)
     else:
         padding = config.pad_token_id if kind is Kind.WORD_EMBEDDING else None
-        part = nn.utils.skip_init(nn.Embedding, *shape, padding_idx=padding, device=torch.get_default_device())
+        part = nn.utils.skip_init(
+            nn.Embedding, *shape, padding_idx=padding, device=torch.get_default_device()
+        )
     for row in rows:
         value = part.get_parameter(row.name.rpartition(".")[2])
         value.requires_grad = row.kind is not Kind.SINUSOID

@@ -1,0 +1,1 @@
+"""Converting checkpoints between frameworks. Installed as ``distilbert.conversion``."""

@@ -1,0 +1,563 @@
+"""DistilBERT's tokenizer: BERT's word pieces (Wu et al. 2016), on the ``tokenizers`` library."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+import logging
+import threading
+from collections import UserDict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import (
+    AddedToken,
+    Encoding,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
+from tokenizers.trainers import WordPieceTrainer
+
+from distilbert.core import hub
+from distilbert.core.backends import require_backend
+from distilbert.core.errors import CheckpointError, InputError
+from distilbert.core.files import replace_files
+
+logger = logging.getLogger("distilbert")
+
+VOCAB_FILE = "vocab.txt"
+TOKENIZER_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+SPECIAL = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
+PADDINGS = ("longest", "max_length", "do_not_pad")
+SIDES = ("right", "left")
+UNLIMITED = 10**30  # what transformers stores for "no limit"
+Text = str | Sequence[str]
+
+
+class BatchEncoding(UserDict[str, Any]):
+    """The arrays or lists a tokenizer call gives, as a mapping and as attributes; ``encodings`` has the details."""
+
+    def __init__(self, data: dict[str, Any] | None = None, encodings: list[Encoding] | None = None) -> None:
+        super().__init__(data)
+        self.encodings = encodings
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "data" and name in self.data:
+            return self.data[name]
+        raise AttributeError(name)
+
+    def tokens(self, batch_index: int = 0) -> list[str]:
+        """The tokens of one text of the batch."""
+        return self._encoding(batch_index).tokens
+
+    def word_ids(self, batch_index: int = 0) -> list[int | None]:
+        """For each token the number of its word, None for special tokens."""
+        return self._encoding(batch_index).word_ids
+
+    def sequence_ids(self, batch_index: int = 0) -> list[int | None]:
+        """For each token 0 or 1, the text of a pair it stems from, None for special tokens."""
+        return self._encoding(batch_index).sequence_ids
+
+    def to(self, device: Any, **options: Any) -> BatchEncoding:
+        """Move PyTorch tensors to a device, in place."""
+        self.data = {
+            name: v.to(device, **options) if hasattr(v, "to") else v for name, v in self.data.items()
+        }
+        return self
+
+    def _encoding(self, index: int) -> Encoding:
+        if not self.encodings:
+            raise InputError("this encoding holds no details; make it by calling the tokenizer on text")
+        return self.encodings[index]
+
+
+class DistilBertTokenizer:
+    """Text to ids and back.
+
+    Args:
+        vocab_file: ``vocab.txt``, one word piece a line.
+        tokenizer_file: ``tokenizer.json``, used instead of ``vocab_file``.
+        do_lower_case: lower-case, and strip accents unless ``strip_accents`` says otherwise.
+        unk_token: stands for what no word piece covers.
+        sep_token: ends each text.
+        pad_token: fills shorter texts of a batch.
+        cls_token: begins the sequence.
+        mask_token: stands for a word to predict.
+        tokenize_chinese_chars: set each CJK character apart.
+        strip_accents: None follows ``do_lower_case``.
+        clean_text: drop control characters, and make every white space a blank.
+        wordpieces_prefix: marks a piece that continues a word.
+        clean_up_tokenization_spaces: when decoding, take back the blanks before punctuation.
+        model_max_length: what ``truncation=True`` and ``padding="max_length"`` mean without ``max_length``.
+        padding_side: ``"right"`` or ``"left"``.
+        truncation_side: ``"right"`` or ``"left"``.
+
+    Raises:
+        CheckpointError: the vocabulary is absent or not readable.
+        InputError: a special token is not in the vocabulary.
+    """
+
+    model_input_names = ("input_ids", "attention_mask")
+    is_fast = True
+
+    def __init__(
+        self,
+        vocab_file: str | Path | None = None,
+        tokenizer_file: str | Path | None = None,
+        *,
+        do_lower_case: bool = True,
+        unk_token: str = "[UNK]",
+        sep_token: str = "[SEP]",
+        pad_token: str = "[PAD]",
+        cls_token: str = "[CLS]",
+        mask_token: str = "[MASK]",
+        tokenize_chinese_chars: bool = True,
+        strip_accents: bool | None = None,
+        clean_text: bool = True,
+        wordpieces_prefix: str = "##",
+        clean_up_tokenization_spaces: bool = False,
+        model_max_length: int = UNLIMITED,
+        padding_side: str = "right",
+        truncation_side: str = "right",
+    ) -> None:
+        self.do_lower_case = do_lower_case
+        self.unk_token, self.sep_token, self.pad_token = unk_token, sep_token, pad_token
+        self.cls_token, self.mask_token = cls_token, mask_token
+        self.tokenize_chinese_chars = tokenize_chinese_chars
+        self.strip_accents = strip_accents
+        self.clean_text = clean_text
+        self.wordpieces_prefix = wordpieces_prefix
+        self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
+        self.model_max_length = int(model_max_length)
+        self.padding_side = _one_of("padding_side", padding_side, SIDES)
+        self.truncation_side = _one_of("truncation_side", truncation_side, SIDES)
+        self._lock = threading.Lock()  # padding and truncation are state of the Rust tokenizer
+        if tokenizer_file is not None:
+            self.backend_tokenizer = _read(tokenizer_file, Tokenizer.from_file)
+        elif vocab_file is not None:
+            vocab = _read(vocab_file, models.WordPiece.read_file)
+            self.backend_tokenizer = Tokenizer(
+                models.WordPiece(vocab, unk_token=unk_token, continuing_subword_prefix=wordpieces_prefix)
+            )
+            self.backend_tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        else:
+            raise InputError("a tokenizer needs vocab_file or tokenizer_file")
+        self._configure()
+
+    def _configure(self) -> None:
+        backend = self.backend_tokenizer
+        absent = [token for token in self.all_special_tokens if backend.token_to_id(token) is None]
+        if absent:
+            raise InputError(f"the vocabulary lacks the special tokens {', '.join(absent)}")
+        backend.normalizer = normalizers.BertNormalizer(
+            clean_text=self.clean_text,
+            handle_chinese_chars=self.tokenize_chinese_chars,
+            strip_accents=self.strip_accents,
+            lowercase=self.do_lower_case,
+        )
+        backend.decoder = decoders.WordPiece(prefix=self.wordpieces_prefix, cleanup=False)
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{self.cls_token}:0 $A:0 {self.sep_token}:0",
+            pair=f"{self.cls_token}:0 $A:0 {self.sep_token}:0 $B:1 {self.sep_token}:1",
+            special_tokens=[
+                (token, backend.token_to_id(token)) for token in (self.cls_token, self.sep_token)
+            ],
+        )
+        backend.add_special_tokens([AddedToken(token, special=True) for token in self.all_special_tokens])
+        backend.no_padding()
+        backend.no_truncation()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **overrides: Any,
+    ) -> DistilBertTokenizer:
+        """Read a tokenizer from a folder or the Hub; ``overrides`` are arguments of the class.
+
+        Raises:
+            CheckpointError: neither ``tokenizer.json`` nor ``vocab.txt`` is there.
+        """
+        where: dict[str, Any] = {
+            "revision": revision,
+            "cache_dir": cache_dir,
+            "local_files_only": local_files_only,
+            "token": token,
+        }
+        config_path = hub.find_file(name_or_path, CONFIG_FILE, **where)
+        stored = hub.read_json(config_path) if config_path else {}
+        known = cls.__init__.__kwdefaults__ or {}
+        options = {name: _plain(value) for name, value in stored.items() if name in known} | overrides
+        for filename, argument in ((TOKENIZER_FILE, "tokenizer_file"), (VOCAB_FILE, "vocab_file")):
+            path = hub.find_file(name_or_path, filename, **where)
+            if path is not None:
+                return cls(**{argument: path}, **options)
+        raise CheckpointError(
+            f"{name_or_path}: no tokenizer there; expected {TOKENIZER_FILE} or {VOCAB_FILE}"
+        )
+
+    def save_pretrained(self, folder: str | Path) -> list[Path]:
+        """Write ``tokenizer.json``, ``vocab.txt`` and ``tokenizer_config.json``; all of it or nothing."""
+        options = {name: getattr(self, name) for name in self.__init__.__kwdefaults__}  # type: ignore[misc]
+        with replace_files(folder) as stage:
+            (stage / TOKENIZER_FILE).write_text(self.backend_tokenizer.to_str(pretty=True), encoding="utf-8")
+            pieces = sorted(
+                self.backend_tokenizer.get_vocab(with_added_tokens=False).items(), key=lambda p: p[1]
+            )
+            (stage / VOCAB_FILE).write_text("".join(f"{piece}\n" for piece, _ in pieces), encoding="utf-8")
+            text = json.dumps(options | {"tokenizer_class": "DistilBertTokenizer"}, indent=2) + "\n"
+            (stage / CONFIG_FILE).write_text(text, encoding="utf-8")
+        return [Path(folder) / name for name in (TOKENIZER_FILE, VOCAB_FILE, CONFIG_FILE)]
+
+    def train_new_from_iterator(
+        self, texts: Iterable[str], vocab_size: int, **options: Any
+    ) -> DistilBertTokenizer:
+        """A tokenizer like this one with a vocabulary learned from ``texts`` (or batches of texts)."""
+        new = copy.deepcopy(self)
+        trainer = WordPieceTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[self.pad_token, self.unk_token, self.cls_token, self.sep_token, self.mask_token],
+            continuing_subword_prefix=self.wordpieces_prefix,
+            **options,
+        )
+        new.backend_tokenizer = Tokenizer(models.WordPiece({}, unk_token=self.unk_token))  # type: ignore[arg-type]
+        new.backend_tokenizer.normalizer = self.backend_tokenizer.normalizer
+        new.backend_tokenizer.pre_tokenizer = self.backend_tokenizer.pre_tokenizer
+        new.backend_tokenizer.train_from_iterator(texts, trainer)
+        new._configure()
+        return new
+
+    def __call__(
+        self,
+        text: Text | Sequence[Text],
+        text_pair: Text | Sequence[Text] | None = None,
+        *,
+        add_special_tokens: bool = True,
+        padding: bool | str = False,
+        truncation: bool | str = False,
+        max_length: int | None = None,
+        stride: int = 0,
+        is_split_into_words: bool = False,
+        pad_to_multiple_of: int | None = None,
+        return_tensors: str | None = None,
+        return_token_type_ids: bool | None = None,
+        return_attention_mask: bool | None = None,
+        return_overflowing_tokens: bool = False,
+        return_special_tokens_mask: bool = False,
+        return_offsets_mapping: bool = False,
+        return_length: bool = False,
+        verbose: bool = True,
+    ) -> BatchEncoding:
+        """Encode a text, a pair of texts, or a batch of either; arguments as in transformers.
+
+        Returns:
+            ``input_ids`` and ``attention_mask`` and what was asked for: lists, or integer arrays (B, L) of the
+            framework ``return_tensors`` names (``"np"``, ``"pt"``, ``"tf"``, ``"jax"``).
+
+        Raises:
+            InputError: a wrong type or option, or tensors of a batch of unequal lengths without padding.
+        """
+        first_is_batch = isinstance(text, (list, tuple)) and (
+            not is_split_into_words or (bool(text) and isinstance(text[0], (list, tuple)))
+        )
+        pairs = _pairs(text, text_pair, first_is_batch, is_split_into_words)
+        padding = {False: "do_not_pad", True: "longest"}.get(padding, padding)  # type: ignore[call-overload]
+        truncation = {False: "do_not_truncate", True: "longest_first"}.get(truncation, truncation)  # type: ignore[call-overload]
+        _one_of("padding", padding, PADDINGS)
+        _one_of("truncation", truncation, TRUNCATIONS)
+        limit = self.model_max_length if max_length is None else max_length
+        cut = truncation != "do_not_truncate" and limit < UNLIMITED
+        fill = padding == "longest" or (padding == "max_length" and limit < UNLIMITED)
+        with self._lock:
+            backend = self.backend_tokenizer
+            if cut:
+                try:
+                    backend.enable_truncation(
+                        limit, stride=stride, strategy=truncation, direction=self.truncation_side
+                    )
+                except (ValueError, OverflowError) as error:
+                    raise InputError(f"max_length={limit} with stride={stride}: {error}") from None
+            else:
+                backend.no_truncation()
+            if fill:
+                backend.enable_padding(
+                    direction=self.padding_side,
+                    pad_id=self.pad_token_id,
+                    pad_token=self.pad_token,
+                    length=limit if padding == "max_length" else None,
+                    pad_to_multiple_of=pad_to_multiple_of,
+                )
+            else:
+                backend.no_padding()
+            try:
+                encodings = backend.encode_batch(
+                    pairs, is_pretokenized=is_split_into_words, add_special_tokens=add_special_tokens
+                )
+            except (TypeError, ValueError, UnicodeEncodeError) as error:
+                raise InputError(f"text: {error}; expected str, or lists of str") from None
+        owners = list(range(len(encodings)))
+        if return_overflowing_tokens:
+            owners = [i for i, encoding in enumerate(encodings) for _ in range(1 + len(encoding.overflowing))]
+            encodings = [part for encoding in encodings for part in (encoding, *encoding.overflowing)]
+        longest = max(map(len, encodings), default=0)
+        if verbose and not cut and longest > self.model_max_length:
+            logger.warning("a text has %d tokens, more than the model's %d", longest, self.model_max_length)
+        wanted = {
+            "input_ids": (True, "ids"),
+            "token_type_ids": (return_token_type_ids, "type_ids"),
+            "attention_mask": (return_attention_mask, "attention_mask"),
+            "special_tokens_mask": (return_special_tokens_mask, "special_tokens_mask"),
+            "offset_mapping": (return_offsets_mapping, "offsets"),
+        }
+        data: dict[str, Any] = {}
+        for name, (asked, attribute) in wanted.items():
+            if asked or (asked is None and name in self.model_input_names):
+                data[name] = [getattr(encoding, attribute) for encoding in encodings]
+        if return_length:
+            data["length"] = [len(encoding) for encoding in encodings]
+        if return_overflowing_tokens:
+            data["overflow_to_sample_mapping"] = owners
+        if return_tensors is not None:
+            data = {name: _as_tensor(name, value, return_tensors) for name, value in data.items()}
+        elif not first_is_batch and not return_overflowing_tokens:
+            data = {name: value[0] for name, value in data.items()}
+        return BatchEncoding(data, encodings)
+
+    def pad(
+        self,
+        encoded: Any,
+        padding: bool | str = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+        **_: Any,
+    ) -> BatchEncoding:
+        """Pad encoded texts, a mapping of lists or a list of mappings, to one length (for data collators)."""
+        if isinstance(encoded, (list, tuple)):
+            encoded = {name: [entry[name] for entry in encoded] for name in encoded[0]}
+        columns = {name: [np.asarray(row).tolist() for row in rows] for name, rows in encoded.items()}
+        ids = columns["input_ids"]
+        if ids and not isinstance(ids[0], list):
+            columns = {name: [rows] for name, rows in columns.items()}
+            ids = columns["input_ids"]
+        columns.setdefault("attention_mask", [[1] * len(row) for row in ids])
+        length = max(map(len, ids), default=0)
+        if padding == "max_length":
+            length = max_length or self.model_max_length
+        if padding in (False, "do_not_pad"):
+            length = 0
+        if pad_to_multiple_of:
+            length = -(-length // pad_to_multiple_of) * pad_to_multiple_of
+        fillers = {
+            "input_ids": self.pad_token_id,
+            "attention_mask": 0,
+            "token_type_ids": 0,
+            "special_tokens_mask": 1,
+        }
+        for name in fillers.keys() & columns.keys():
+            for index, row in enumerate(columns[name]):
+                filler = [fillers[name]] * (length - len(row))
+                columns[name][index] = row + filler if self.padding_side == "right" else filler + row
+        if return_attention_mask is False:
+            del columns["attention_mask"]
+        if return_tensors is not None:
+            return BatchEncoding(
+                {name: _as_tensor(name, rows, return_tensors) for name, rows in columns.items()}
+            )
+        return BatchEncoding(columns)
+
+    def encode(self, text: Text, text_pair: Text | None = None, **options: Any) -> list[int]:
+        """The ids of one text or pair; options as in a call."""
+        return self(text, text_pair, **options)["input_ids"]
+
+    def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False) -> list[str]:
+        """The word pieces of a text, or of a pair one after the other."""
+        return self(text, pair, add_special_tokens=add_special_tokens, verbose=False).tokens()
+
+    def decode(
+        self,
+        token_ids: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> str:
+        """The text of ids, as far as the word pieces keep it."""
+        ids = [token_ids] if isinstance(token_ids, int) else np.asarray(token_ids).reshape(-1).tolist()
+        text = self.backend_tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+        clean = (
+            self.clean_up_tokenization_spaces
+            if clean_up_tokenization_spaces is None
+            else clean_up_tokenization_spaces
+        )
+        return _clean_up(text) if clean else text
+
+    def batch_decode(self, sequences: Iterable[Any], **options: Any) -> list[str]:
+        """``decode`` for each of several rows of ids."""
+        return [self.decode(sequence, **options) for sequence in sequences]
+
+    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
+        """The id of a token, or of each; an unknown token has that of ``unk_token``."""
+        if isinstance(tokens, str):
+            found = self.backend_tokenizer.token_to_id(tokens)
+            return self.unk_token_id if found is None else found
+        return [self.convert_tokens_to_ids(token) for token in tokens]
+
+    def convert_ids_to_tokens(self, ids: int | Sequence[int], skip_special_tokens: bool = False) -> Any:
+        """The token of an id, or of each."""
+        if isinstance(ids, int):
+            return self.backend_tokenizer.id_to_token(ids)
+        special = set(self.all_special_ids) if skip_special_tokens else set()
+        return [self.backend_tokenizer.id_to_token(int(index)) for index in ids if int(index) not in special]
+
+    def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
+        """Join word pieces into words."""
+        return self.backend_tokenizer.decoder.decode(list(tokens)) if tokens else ""
+
+    def build_inputs_with_special_tokens(
+        self, first: list[int], second: list[int] | None = None
+    ) -> list[int]:
+        """``[CLS] first [SEP]``, with ``second [SEP]`` after it for a pair."""
+        ids = [self.cls_token_id, *first, self.sep_token_id]
+        return ids if second is None else [*ids, *second, self.sep_token_id]
+
+    def create_token_type_ids_from_sequences(
+        self, first: list[int], second: list[int] | None = None
+    ) -> list[int]:
+        """0 for the tokens of the first text with its special tokens, 1 for those of the second."""
+        return [0] * (len(first) + 2) + ([] if second is None else [1] * (len(second) + 1))
+
+    def get_special_tokens_mask(
+        self, first: list[int], second: list[int] | None = None, already_has_special_tokens: bool = False
+    ) -> list[int]:
+        """1 where a special token stands, or would stand."""
+        if already_has_special_tokens:
+            return [int(index in self.all_special_ids) for index in first]
+        return [1, *[0] * len(first), 1] + ([] if second is None else [*[0] * len(second), 1])
+
+    def num_special_tokens_to_add(self, pair: bool = False) -> int:
+        """How many special tokens a text, or a pair, is given."""
+        return self.backend_tokenizer.num_special_tokens_to_add(pair)
+
+    def get_vocab(self) -> dict[str, int]:
+        """Every token with its id."""
+        return self.backend_tokenizer.get_vocab()
+
+    def add_tokens(self, tokens: str | Sequence[str], special_tokens: bool = False) -> int:
+        """Add whole-word tokens; returns how many were new. The model's embeddings need resizing then."""
+        listed = [tokens] if isinstance(tokens, str) else list(tokens)
+        add = (
+            self.backend_tokenizer.add_special_tokens if special_tokens else self.backend_tokenizer.add_tokens
+        )
+        return add(listed)
+
+    @property
+    def vocab_size(self) -> int:
+        """Word pieces in the vocabulary, added tokens not counted."""
+        return self.backend_tokenizer.get_vocab_size(with_added_tokens=False)
+
+    def __len__(self) -> int:
+        return self.backend_tokenizer.get_vocab_size()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.endswith("_token_id") and name.removesuffix("_id") in SPECIAL:
+            return self.backend_tokenizer.token_to_id(getattr(self, name.removesuffix("_id")))
+        raise AttributeError(f"DistilBertTokenizer has no attribute {name!r}")
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """The five special tokens."""
+        return [getattr(self, name) for name in SPECIAL]
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        """Their ids."""
+        return [self.backend_tokenizer.token_to_id(token) for token in self.all_special_tokens]
+
+    @property
+    def special_tokens_map(self) -> dict[str, str]:
+        """Each special token by its role."""
+        return {name: getattr(self, name) for name in SPECIAL}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
+
+    def __repr__(self) -> str:
+        return f"DistilBertTokenizer(vocab_size={self.vocab_size}, do_lower_case={self.do_lower_case})"
+
+
+DistilBertTokenizerFast = DistilBertTokenizer
+
+
+def _read(path: str | Path, reader: Any) -> Any:
+    try:
+        return reader(str(path))
+    except Exception as error:  # the library raises bare Exception for whatever is wrong with a file
+        raise CheckpointError(f"{path}: cannot be read as a tokenizer: {error}") from None
+
+
+def _plain(value: Any) -> Any:
+    """Configs store a special token as text, or as a mapping with the text as its content."""
+    return value["content"] if isinstance(value, dict) and "content" in value else value
+
+
+def _one_of(name: str, value: Any, allowed: Sequence[str]) -> str:
+    if value not in allowed:
+        raise InputError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
+    return value
+
+
+def _pairs(text: Any, pair: Any, is_batch: bool, split: bool) -> list[Any]:
+    """The batch as the library wants it: texts, or tuples of two."""
+    texts = list(text) if is_batch else [text]
+    if pair is None:
+        rows = texts
+    else:
+        seconds = list(pair) if is_batch else [pair]
+        if len(seconds) != len(texts):
+            raise InputError(f"text_pair has {len(seconds)} texts, expected {len(texts)} like text")
+        rows = list(zip(texts, seconds, strict=True))
+    if not split and not all(
+        isinstance(t, str) or (isinstance(t, (tuple, list)) and len(t) == 2) for t in rows
+    ):
+        raise InputError("text: expected a str, a pair of them, or a list of either")
+    return [tuple(row) if not split and isinstance(row, list) else row for row in rows]
+
+
+def _as_tensor(name: str, rows: list[Any], framework: str) -> Any:
+    _one_of("return_tensors", framework, ("np", "pt", "tf", "jax"))
+    try:
+        array = np.array(rows, dtype=np.int64)
+    except ValueError:
+        raise InputError(f"{name}: rows of unequal length make no tensor; pass padding=True") from None
+    if framework == "np":
+        return array
+    module, function, extra = {
+        "pt": ("torch", "from_numpy", "torch"),
+        "tf": ("tensorflow", "constant", "tf"),
+        "jax": ("jax.numpy", "asarray", "flax"),
+    }[framework]
+    require_backend(module.partition(".")[0], extra)
+    return getattr(importlib.import_module(module), function)(array)
+
+
+def _clean_up(text: str) -> str:
+    for spaced in (" .", " ?", " !", " ,", " n't", " 'm", " 's", " 've", " 're"):
+        text = text.replace(spaced, spaced[1:])
+    return text.replace(" ' ", "'")

@@ -1,0 +1,240 @@
+"""What the PyTorch models promise beyond the numbers of the golden cases."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from conftest import GOLDEN
+from test_golden import CASES, golden, inputs_of, load
+
+import distilbert
+from distilbert import DistilBertConfig
+from distilbert.core.errors import CheckpointError, ConfigError, InputError
+from distilbert.core.outputs import ModelOutput
+
+HEADS = ("base", "mlm", "seqcls", "choice", "tokcls", "qa")
+
+
+def first(output):
+    return output[0].detach()
+
+
+@pytest.mark.parametrize("case", HEADS)
+def test_compile_without_graph_break(case):
+    model, inputs = load(case), inputs_of(golden(case))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(first(compiled(**inputs)), first(model(**inputs)))
+    assert compiled(**inputs, output_attentions=True).attentions[0].ndim == 4
+
+
+@pytest.mark.parametrize("case", HEADS)
+def test_export_with_dynamic_length(case):
+    model, inputs = load(case), inputs_of(golden(case), labels=False)
+    dynamic = {name: {value.dim() - 1: torch.export.Dim.DYNAMIC} for name, value in inputs.items()}
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(model, (), inputs, dynamic_shapes=dynamic), file)
+    file.seek(0)
+    exported = torch.export.load(file).module()
+    shorter = {name: value[..., :9] for name, value in inputs.items()}
+    torch.testing.assert_close(first(exported(**shorter)), first(model(**shorter)))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("case", HEADS)
+def test_masks_give_no_nan(case, attention, dtype):
+    model, inputs = (
+        load(case, dtype=dtype, attn_implementation=attention),
+        inputs_of(golden(case), labels=False),
+    )
+    inputs["attention_mask"][0] = 0
+    assert model.dtype == getattr(torch, dtype)
+    output = model(**inputs)
+    assert all(value.isfinite().all() for value in output.values())
+    if dtype == "float32":
+        other = load(case, attn_implementation={"eager": "sdpa", "sdpa": "eager"}[attention])
+        torch.testing.assert_close(first(output), first(other(**inputs)), rtol=1e-4, atol=1e-5)
+
+
+def test_padding_changes_nothing():
+    model = load("base")
+    ids = torch.tensor([[5, 6, 7]])
+    padded = torch.tensor([[5, 6, 7, 0, 0]])
+    output = model(padded, torch.tensor([[1, 1, 1, 0, 0]]))
+    torch.testing.assert_close(output[0][:, :3], model(ids)[0])
+
+
+def test_autocast():
+    model, inputs = load("seqcls"), inputs_of(golden("seqcls"))
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(**inputs)
+    assert output.logits.dtype == torch.bfloat16
+    output.loss.backward()
+
+
+def test_output_is_mapping_and_tuple():
+    model, inputs = load("seqcls"), inputs_of(golden("seqcls"))
+    output = model(**inputs)
+    assert list(output) == ["loss", "logits"]
+    assert output.loss is output["loss"] is output[0]
+    assert output[1:][0] is output.logits
+    assert output.hidden_states is None
+    with pytest.raises(AttributeError):
+        output.logit  # noqa: B018
+    assert isinstance(pickle.loads(pickle.dumps(output)), ModelOutput)
+    loss, logits = model(**inputs, return_dict=False)
+    torch.testing.assert_close(logits, output.logits)
+
+
+def test_inputs_embeds_and_positions_equal_ids():
+    model, inputs = load("base"), inputs_of(golden("base"))
+    words = model.get_input_embeddings()(inputs["input_ids"])
+    mask = inputs["attention_mask"]
+    positions = torch.arange(words.shape[1]).expand(len(words), -1)
+    expected = first(model(**inputs))
+    torch.testing.assert_close(first(model(inputs_embeds=words, attention_mask=mask)), expected)
+    torch.testing.assert_close(first(model(**inputs, position_ids=positions)), expected)
+
+
+def test_head_mask_removes_what_pruning_removes():
+    inputs = inputs_of(golden("base"))
+    head_mask = torch.ones(3, 4)
+    head_mask[1, 2] = head_mask[1, 0] = 0
+    masked = first(load("base")(**inputs, head_mask=head_mask))
+    model = load("base")
+    model.prune_heads({1: [2]})
+    model.prune_heads({1: [0]})
+    torch.testing.assert_close(first(model(**inputs)), masked, rtol=1e-4, atol=1e-5)
+    assert model.config.pruned_heads == {1: [0, 2]}
+
+
+@pytest.mark.parametrize("case", HEADS)
+def test_pruned_model_saves_and_loads(case, tmp_path):
+    model, inputs = load(case), inputs_of(golden(case))
+    model.prune_heads({0: [1], 2: [0, 3]})
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    torch.testing.assert_close(first(again(**inputs)), first(model(**inputs)))
+
+
+def test_pruning_everything_is_refused():
+    with pytest.raises(ConfigError, match="not all"):
+        load("base").prune_heads({0: [0, 1, 2, 3]})
+
+
+def test_resize_token_embeddings_keeps_rows_and_ties():
+    model = load("mlm")
+    before = model.get_input_embeddings().weight.clone()
+    assert model.resize_token_embeddings(100, pad_to_multiple_of=8).num_embeddings == 104
+    assert torch.equal(model.get_input_embeddings().weight[:97], before)
+    assert model.vocab_projector.weight is model.get_input_embeddings().weight
+    assert model(torch.tensor([[103]])).logits.shape == (1, 1, 104)
+    model.resize_token_embeddings(50)
+    assert model.config.vocab_size == 50
+    assert torch.equal(model.get_input_embeddings().weight, before[:50])
+
+
+def test_resize_position_embeddings():
+    model, values = load("sinusoidal"), golden("sinusoidal")
+    before = model.get_position_embeddings().weight.clone()
+    model.resize_position_embeddings(64)
+    assert torch.equal(model.get_position_embeddings().weight[:40], before)
+    fresh = distilbert.DistilBertModel(model.config).get_position_embeddings().weight
+    assert torch.equal(model.get_position_embeddings().weight[40:], fresh[40:])
+    assert not fresh.requires_grad
+    torch.testing.assert_close(
+        first(model(**inputs_of(values))), torch.from_numpy(values["out/last_hidden_state"])
+    )
+    assert model(torch.full((1, 64), 5))[0].shape == (1, 64, 32)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients():
+    def gradients(checkpointing):
+        model = load("seqcls", dropout=0.0, attention_dropout=0.0, seq_classif_dropout=0.0).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model(**inputs_of(golden("seqcls"))).loss.backward()
+        return {name: value.grad for name, value in model.named_parameters()}
+
+    plain, saved = gradients(False), gradients(True)
+    for name, value in plain.items():
+        torch.testing.assert_close(saved[name], value, msg=name)
+
+
+def test_learns_a_toy_task():
+    torch.manual_seed(0)
+    model = load("seqcls", dropout=0.0, attention_dropout=0.0, seq_classif_dropout=0.0).train()
+    ids = torch.randint(5, 97, (60, 8))
+    labels = torch.arange(60) % 3
+    ids[:, 1] = 10 + labels
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for _ in range(150):
+        optimizer.zero_grad()
+        model(ids, labels=labels).loss.backward()
+        optimizer.step()
+    assert (model.eval()(ids).logits.argmax(-1) == labels).all()
+
+
+def test_new_model_has_the_initial_values_of_the_spec():
+    torch.manual_seed(0)
+    model = distilbert.DistilBertForMaskedLM(DistilBertConfig(n_layers=1))
+    words = model.get_input_embeddings().weight
+    assert words[0].abs().max() == 0
+    assert abs(words[1:].std().item() - 0.02) < 1e-3
+    assert (model.vocab_layer_norm.weight == 1).all()
+    assert (model.vocab_projector.bias == 0).all()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_deepcopy_keeps_ties_and_numbers(case):
+    model, inputs = load(case), inputs_of(golden(case))
+    torch.testing.assert_close(first(copy.deepcopy(model)(**inputs)), first(model(**inputs)))
+
+
+def test_heads_load_from_other_heads_with_a_warning(caplog):
+    folder = GOLDEN / "distilbert-base"
+    model = distilbert.DistilBertForTokenClassification.from_pretrained(folder, num_labels=7)
+    assert model.classifier.out_features == 7
+    assert "classifier.weight" in caplog.text
+    caplog.clear()
+    distilbert.DistilBertModel.from_pretrained(GOLDEN / "distilbert-qa")
+    assert "qa_outputs.weight" in caplog.text
+
+
+def test_mismatched_shapes_are_an_error_unless_ignored():
+    with pytest.raises(CheckpointError, match=r"classifier.weight is \(3, 32\), expected \(9, 32\)"):
+        load("seqcls", num_labels=9)
+    assert load("seqcls", num_labels=9, ignore_mismatched_sizes=True).classifier.out_features == 9
+    with pytest.raises(CheckpointError, match="encoder weights are missing"):
+        load("seqcls", n_layers=5)
+
+
+def test_bad_inputs_are_explained():
+    model = load("base")
+    for arguments, message in (
+        ({}, "exactly one"),
+        ({"input_ids": torch.tensor([[97]])}, "0 to 96"),
+        ({"input_ids": torch.tensor([[-1]])}, "0 to 96"),
+        ({"input_ids": torch.ones(1, 41, dtype=torch.long)}, "max_position_embeddings=40"),
+        ({"input_ids": torch.tensor([5])}, "batch, length"),
+        ({"input_ids": torch.tensor([[5]]), "attention_mask": torch.ones(1, 2)}, "attention_mask"),
+    ):
+        with pytest.raises(InputError, match=message):
+            model(**arguments)
+    with pytest.raises(InputError, match="sdpa or eager"):
+        load("base", attn_implementation="flash")
+    with pytest.raises(InputError, match="dtype"):
+        load("base", dtype="int3")
+    with pytest.raises(ConfigError, match="nlabels"):
+        load("base", nlabels=3)
+
+
+def test_token_type_ids_are_ignored_with_one_warning(caplog):
+    model, inputs = load("base"), inputs_of(golden("base"))
+    types = torch.ones_like(inputs["input_ids"])
+    expected = first(model(**inputs))
+    for _ in range(2):
+        torch.testing.assert_close(first(model(**inputs, token_type_ids=types)), expected)
+    assert len(caplog.records) == 1
