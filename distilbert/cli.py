@@ -62,17 +62,13 @@ def run(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …, or auto.")] = "cpu",
     batch_size: Annotated[int, typer.Option(min=1, help="Texts the model sees at a time.")] = 32,
     input: Annotated[str, typer.Option(metavar="FILE", help="One text a line; - is standard input.")] = "-",
-    output: Annotated[
-        str, typer.Option(metavar="FILE", help="Where answers go; - is standard output.")
-    ] = "-",
+    output: Annotated[str, typer.Option(metavar="FILE", help="Where answers go; - is standard output.")] = "-",
     top_k: Annotated[int | None, typer.Option(min=1, help="Give a list of the best K labels.")] = None,
     function_to_apply: Annotated[
         Function | None,
         typer.Option(help="From logits to scores; by default what the model was trained for."),
     ] = None,
-    truncation: Annotated[
-        bool, typer.Option(help="Cut texts that are too long for the model, with a warning.")
-    ] = True,
+    truncation: Annotated[bool, typer.Option(help="Cut texts that are too long for the model, with a warning.")] = True,
 ) -> None:
     """Answer for each text with one line of JSON, in the order of the texts."""
     if texts and input != "-":

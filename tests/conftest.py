@@ -5,9 +5,7 @@ from pathlib import Path
 import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
-SHARED = (
-    Path(__file__).parents[2] / "shared"
-)  # real data and trained checkpoints, on the project's machines only
+SHARED = Path(__file__).parents[2] / "shared"  # real data and trained checkpoints, on the project's machines only
 
 
 @pytest.fixture

@@ -328,9 +328,7 @@ class Call:
 def test_code_is_refused_and_not_run(container: str, protocol: int, tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     call = Call(Path.touch, marker)
-    for number, content in enumerate(
-        (call, {"x": call}, OrderedDict(a=[(call,)]), {"state_dict": {"x": call}})
-    ):
+    for number, content in enumerate((call, {"x": call}, OrderedDict(a=[(call,)]), {"state_dict": {"x": call}})):
         path = wrap(container, pickle.dumps(content, protocol), tmp_path / str(number))
         with pytest.raises(CheckpointError, match="refused, nothing in it ran"):
             torch_bin.read(path)
@@ -341,9 +339,7 @@ def test_code_is_refused_and_not_run(container: str, protocol: int, tmp_path: Pa
 
 
 LONG_TUPLE = (
-    b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000NK\x08"
-    + b"N" * 500_000
-    + b"tq\x00"
+    b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000NK\x08" + b"N" * 500_000 + b"tq\x00"
 )
 
 ATTACKS = {

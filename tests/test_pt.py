@@ -84,7 +84,7 @@ def test_output_is_mapping_and_tuple():
     with pytest.raises(AttributeError):
         output.logit  # noqa: B018
     assert isinstance(pickle.loads(pickle.dumps(output)), ModelOutput)
-    loss, logits = model(**inputs, return_dict=False)
+    _loss, logits = model(**inputs, return_dict=False)
     torch.testing.assert_close(logits, output.logits)
 
 
@@ -144,9 +144,7 @@ def test_resize_position_embeddings():
     fresh = distilbert.DistilBertModel(model.config).get_position_embeddings().weight
     assert torch.equal(model.get_position_embeddings().weight[40:], fresh[40:])
     assert not fresh.requires_grad
-    torch.testing.assert_close(
-        first(model(**inputs_of(values))), torch.from_numpy(values["out/last_hidden_state"])
-    )
+    torch.testing.assert_close(first(model(**inputs_of(values))), torch.from_numpy(values["out/last_hidden_state"]))
     assert model(torch.full((1, 64), 5))[0].shape == (1, 64, 32)
 
 

@@ -48,9 +48,7 @@ class LoadReport:
 
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
-    mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(
-        default_factory=dict
-    )  # found, expected
+    mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)  # found, expected
 
 
 def read_checkpoint(name_or_path: str | Path, **where: Any) -> tuple[Tensors, Path]:
@@ -145,8 +143,8 @@ def match(
     for parameter in expected:
         if parameter.tied_to is not None:
             continue
-        name = stored.pop(_bare(parameter.name, family), None)
-        if name is None:
+        name = stored.pop(_bare(parameter.name, family), "")
+        if not name:
             report.missing.append(parameter.name)
         elif tensors[name].shape != parameter.shape:
             report.mismatched[parameter.name] = (tensors[name].shape, parameter.shape)
@@ -163,9 +161,7 @@ def _bare(name: str, family: Family) -> str:
     return name.removeprefix(family.prefix + ".")
 
 
-def _judge(
-    report: LoadReport, expected: tuple[Parameter, ...], source: str, ignore_mismatched_sizes: bool
-) -> None:
+def _judge(report: LoadReport, expected: tuple[Parameter, ...], source: str, ignore_mismatched_sizes: bool) -> None:
     """Raise for what makes the model wrong, warn of what the user should know; one message for each."""
     head = {parameter.name for parameter in expected if parameter.section == "head"}
     missing_encoder = [name for name in report.missing if name not in head]
@@ -173,12 +169,8 @@ def _judge(
     if missing_encoder:
         problems.append(f"encoder weights are missing: {_listed(missing_encoder)}")
     if report.mismatched and not ignore_mismatched_sizes:
-        shapes = [
-            f"{name} is {found}, expected {wanted}" for name, (found, wanted) in report.mismatched.items()
-        ]
-        problems.append(
-            f"shapes contradict the config: {_listed(shapes)} (ignore_mismatched_sizes=True skips them)"
-        )
+        shapes = [f"{name} is {found}, expected {wanted}" for name, (found, wanted) in report.mismatched.items()]
+        problems.append(f"shapes contradict the config: {_listed(shapes)} (ignore_mismatched_sizes=True skips them)")
     if problems and report.unexpected:
         problems.append(f"not part of this model: {_listed(report.unexpected)}")
     if problems:
@@ -242,16 +234,12 @@ def write_checkpoint(
             index = {
                 "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())},
                 "weight_map": {
-                    name: filename
-                    for filename, shard in zip(filenames, shards, strict=True)
-                    for name in shard
+                    name: filename for filename, shard in zip(filenames, shards, strict=True) for name in shard
                 },
             }
             (stage / index_file).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         written = [Path(folder) / path.name for path in sorted(stage.iterdir())]
-    for path in Path(folder).glob(
-        f"{stem}-[0-9]*-of-[0-9]*.safetensors"
-    ):  # shards of the checkpoint replaced
+    for path in Path(folder).glob(f"{stem}-[0-9]*-of-[0-9]*.safetensors"):  # shards of the checkpoint replaced
         if path.name not in filenames:
             path.unlink()
     return written

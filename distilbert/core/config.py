@@ -179,12 +179,8 @@ class DistilBertConfig:
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 <= value <= 1:
                 raise ConfigError(f"config: {name} is {value!r}, expected a probability from 0 to 1")
-        if not isinstance(self.initializer_range, (int, float)) or not 0 <= self.initializer_range < float(
-            "inf"
-        ):
-            raise ConfigError(
-                f"config: initializer_range is {self.initializer_range!r}, expected a number >= 0"
-            )
+        if not isinstance(self.initializer_range, (int, float)) or not 0 <= self.initializer_range < float("inf"):
+            raise ConfigError(f"config: initializer_range is {self.initializer_range!r}, expected a number >= 0")
         if self.dim % self.n_heads:
             raise ConfigError(
                 f"config: dim is {self.dim} and n_heads is {self.n_heads}, expected dim divisible by n_heads"
@@ -208,9 +204,7 @@ class DistilBertConfig:
             raise ConfigError(f"config: label2id is {self.label2id!r}, expected a mapping of label to number")
         for layer, heads in self.pruned_heads.items():
             if not 0 <= layer < self.n_layers or not isinstance(heads, (list, tuple, set)):
-                raise ConfigError(
-                    f"config: pruned_heads names layer {layer}, expected 0 to {self.n_layers - 1}"
-                )
+                raise ConfigError(f"config: pruned_heads names layer {layer}, expected 0 to {self.n_layers - 1}")
             if not set(heads) <= set(range(self.n_heads)) or len(set(heads)) == self.n_heads:
                 raise ConfigError(
                     f"config: pruned_heads of layer {layer} is {sorted(heads)}, expected some, not all, of the "
@@ -286,9 +280,7 @@ class DistilBertConfig:
             token=token,
         )
         if path is None:
-            raise CheckpointError(
-                f"{name_or_path}: no {CONFIG_FILE} there; expected a folder with a saved model"
-            )
+            raise CheckpointError(f"{name_or_path}: no {CONFIG_FILE} there; expected a folder with a saved model")
         return cls.from_dict(hub.read_json(path), **overrides)
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -25,9 +25,7 @@ def check_shapes(
         raise InputError("expected exactly one of input_ids and inputs_embeds")
     if inputs_embeds is not None:
         if len(inputs_embeds) != 3 or inputs_embeds[2] != config.hidden_size:
-            raise InputError(
-                f"inputs_embeds has shape {inputs_embeds}, expected (batch, length, {config.hidden_size})"
-            )
+            raise InputError(f"inputs_embeds has shape {inputs_embeds}, expected (batch, length, {config.hidden_size})")
         batch = inputs_embeds[:2]
     else:
         assert input_ids is not None

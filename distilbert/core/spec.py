@@ -23,9 +23,7 @@ class Kind(Enum):
 
     WORD_EMBEDDING = "word embedding"  # apart from the others: TensorFlow names it differently
     EMBEDDING = "embedding"
-    SINUSOID = (
-        "sinusoidal embedding"  # computed by formula at first, then loaded like any other; never trained
-    )
+    SINUSOID = "sinusoidal embedding"  # computed by formula at first, then loaded like any other; never trained
     WEIGHT = "linear weight"
     BIAS = "bias"
     NORM_SCALE = "norm scale"
@@ -89,9 +87,7 @@ DISTILBERT = Family(
     layer_path="transformer.layer.{}",
     embeddings=(
         Row("words", "word_embeddings", (Kind.WORD_EMBEDDING,), ("vocab_size", "hidden_size")),
-        Row(
-            "positions", "position_embeddings", (Kind.EMBEDDING,), ("max_position_embeddings", "hidden_size")
-        ),
+        Row("positions", "position_embeddings", (Kind.EMBEDDING,), ("max_position_embeddings", "hidden_size")),
         norm("norm", "LayerNorm"),
     ),
     layer=(
@@ -119,9 +115,7 @@ DISTILBERT = Family(
             "ForMultipleChoice", (_PRE_CLASSIFIER, linear("classifier", "classifier", "hidden_size", 1))
         ),
         "token-classification": Head("ForTokenClassification", (_CLASSIFIER,)),
-        "question-answering": Head(
-            "ForQuestionAnswering", (linear("spans", "qa_outputs", "hidden_size", 2),)
-        ),
+        "question-answering": Head("ForQuestionAnswering", (linear("spans", "qa_outputs", "hidden_size", 2),)),
     },
 )
 
@@ -137,9 +131,9 @@ class Layout:
 
     def name(self, parameter: Parameter) -> str:
         """The full name, for example ``transformer/layer_._0/attention/q_lin/kernel`` in TensorFlow."""
-        section = parameter.section_path.replace(".{}", self.layer_number).format(parameter.layer)
-        path = f"{section}.{parameter.path}.{self.leaves[parameter.kind]}"
-        return self.separator.join(path.strip(".").split("."))
+        path = f"{parameter.section_path}.{parameter.path}.{self.leaves[parameter.kind]}".strip(".")
+        number = self.layer_number.format(parameter.layer)
+        return path.replace(".", self.separator).replace(f"{self.separator}{{}}", number)
 
     def is_transposed(self, parameter: Parameter) -> bool:
         """Whether this framework stores the transpose of what PyTorch stores."""
@@ -170,7 +164,7 @@ TENSORFLOW = Layout(
 )
 FLAX = Layout(
     separator="/",
-    layer_number=".{}",
+    layer_number="/{}",
     leaves=dict.fromkeys(_EMBEDDINGS, "embedding")
     | {
         Kind.WEIGHT: "kernel",
@@ -227,8 +221,8 @@ def parameters(config: DistilBertConfig, head: str, family: Family = DISTILBERT)
     sections: list[tuple[str, str, int | None, tuple[Row, ...]]] = [
         ("embeddings", prefix + family.embeddings_path, None, family.embeddings)
     ]
-    for layer in range(config.n_layers):
-        sections.append(("layer", prefix + family.layer_path, layer, family.layer))
+    for number in range(config.n_layers):
+        sections.append(("layer", prefix + family.layer_path, number, family.layer))
     sections.append(("head", "", None, get_head(family, head).rows))
     listed: list[Parameter] = []
     for section, path, layer, rows in sections:
@@ -238,9 +232,7 @@ def parameters(config: DistilBertConfig, head: str, family: Family = DISTILBERT)
     return tuple(_tie(parameter, names, config) for parameter in listed)
 
 
-def _expand(
-    row: Row, section: str, path: str, layer: int | None, config: DistilBertConfig
-) -> Iterator[Parameter]:
+def _expand(row: Row, section: str, path: str, layer: int | None, config: DistilBertConfig) -> Iterator[Parameter]:
     for kind in row.kinds:
         axes = row.axes[:1] if kind in (Kind.BIAS, Kind.NORM_BIAS) else row.axes
         if row.role == "positions" and config.sinusoidal_pos_embds:
@@ -277,11 +269,7 @@ def dimension(axis: str | int, config: DistilBertConfig, layer: int | None = Non
 
 def standard_deviation(parameter: Parameter, config: DistilBertConfig) -> float:
     """The spread of a new parameter's normally distributed values; 0 for those that start as constants."""
-    return (
-        config.initializer_range
-        if parameter.kind in (Kind.WORD_EMBEDDING, Kind.EMBEDDING, Kind.WEIGHT)
-        else 0.0
-    )
+    return config.initializer_range if parameter.kind in (Kind.WORD_EMBEDDING, Kind.EMBEDDING, Kind.WEIGHT) else 0.0
 
 
 def constant(parameter: Parameter) -> float:

@@ -69,9 +69,7 @@ class BatchEncoding(UserDict[str, Any]):
 
     def to(self, device: Any, **options: Any) -> BatchEncoding:
         """Move PyTorch tensors to a device, in place."""
-        self.data = {
-            name: v.to(device, **options) if hasattr(v, "to") else v for name, v in self.data.items()
-        }
+        self.data = {name: v.to(device, **options) if hasattr(v, "to") else v for name, v in self.data.items()}
         return self
 
     def _encoding(self, index: int) -> Encoding:
@@ -168,9 +166,7 @@ class DistilBertTokenizer:
         backend.post_processor = processors.TemplateProcessing(
             single=f"{self.cls_token}:0 $A:0 {self.sep_token}:0",
             pair=f"{self.cls_token}:0 $A:0 {self.sep_token}:0 $B:1 {self.sep_token}:1",
-            special_tokens=[
-                (token, backend.token_to_id(token)) for token in (self.cls_token, self.sep_token)
-            ],
+            special_tokens=[(token, backend.token_to_id(token)) for token in (self.cls_token, self.sep_token)],
         )
         backend.add_special_tokens([AddedToken(token, special=True) for token in self.all_special_tokens])
         backend.no_padding()
@@ -205,27 +201,22 @@ class DistilBertTokenizer:
         for filename, argument in ((TOKENIZER_FILE, "tokenizer_file"), (VOCAB_FILE, "vocab_file")):
             path = hub.find_file(name_or_path, filename, **where)
             if path is not None:
-                return cls(**{argument: path}, **options)
-        raise CheckpointError(
-            f"{name_or_path}: no tokenizer there; expected {TOKENIZER_FILE} or {VOCAB_FILE}"
-        )
+                arguments: dict[str, Any] = {argument: path, **options}
+                return cls(**arguments)
+        raise CheckpointError(f"{name_or_path}: no tokenizer there; expected {TOKENIZER_FILE} or {VOCAB_FILE}")
 
     def save_pretrained(self, folder: str | Path) -> list[Path]:
         """Write ``tokenizer.json``, ``vocab.txt`` and ``tokenizer_config.json``; all of it or nothing."""
-        options = {name: getattr(self, name) for name in self.__init__.__kwdefaults__}  # type: ignore[misc]
+        options = {name: getattr(self, name) for name in DistilBertTokenizer.__init__.__kwdefaults__ or ()}
         with replace_files(folder) as stage:
             (stage / TOKENIZER_FILE).write_text(self.backend_tokenizer.to_str(pretty=True), encoding="utf-8")
-            pieces = sorted(
-                self.backend_tokenizer.get_vocab(with_added_tokens=False).items(), key=lambda p: p[1]
-            )
+            pieces = sorted(self.backend_tokenizer.get_vocab(with_added_tokens=False).items(), key=lambda p: p[1])
             (stage / VOCAB_FILE).write_text("".join(f"{piece}\n" for piece, _ in pieces), encoding="utf-8")
             text = json.dumps(options | {"tokenizer_class": "DistilBertTokenizer"}, indent=2) + "\n"
             (stage / CONFIG_FILE).write_text(text, encoding="utf-8")
         return [Path(folder) / name for name in (TOKENIZER_FILE, VOCAB_FILE, CONFIG_FILE)]
 
-    def train_new_from_iterator(
-        self, texts: Iterable[str], vocab_size: int, **options: Any
-    ) -> DistilBertTokenizer:
+    def train_new_from_iterator(self, texts: Iterable[str], vocab_size: int, **options: Any) -> DistilBertTokenizer:
         """A tokenizer like this one with a vocabulary learned from ``texts`` (or batches of texts)."""
         new = copy.deepcopy(self)
         trainer = WordPieceTrainer(
@@ -234,7 +225,7 @@ class DistilBertTokenizer:
             continuing_subword_prefix=self.wordpieces_prefix,
             **options,
         )
-        new.backend_tokenizer = Tokenizer(models.WordPiece({}, unk_token=self.unk_token))  # type: ignore[arg-type]
+        new.backend_tokenizer = Tokenizer(models.WordPiece({}, unk_token=self.unk_token))
         new.backend_tokenizer.normalizer = self.backend_tokenizer.normalizer
         new.backend_tokenizer.pre_tokenizer = self.backend_tokenizer.pre_tokenizer
         new.backend_tokenizer.train_from_iterator(texts, trainer)
@@ -275,8 +266,9 @@ class DistilBertTokenizer:
             not is_split_into_words or (bool(text) and isinstance(text[0], (list, tuple)))
         )
         pairs = _pairs(text, text_pair, first_is_batch, is_split_into_words)
-        padding = {False: "do_not_pad", True: "longest"}.get(padding, padding)  # type: ignore[call-overload]
-        truncation = {False: "do_not_truncate", True: "longest_first"}.get(truncation, truncation)  # type: ignore[call-overload]
+        padding = ("longest" if padding else "do_not_pad") if isinstance(padding, bool) else padding
+        if isinstance(truncation, bool):
+            truncation = "longest_first" if truncation else "do_not_truncate"
         _one_of("padding", padding, PADDINGS)
         _one_of("truncation", truncation, TRUNCATIONS)
         limit = self.model_max_length if max_length is None else max_length
@@ -286,9 +278,7 @@ class DistilBertTokenizer:
             backend = self.backend_tokenizer
             if cut:
                 try:
-                    backend.enable_truncation(
-                        limit, stride=stride, strategy=truncation, direction=self.truncation_side
-                    )
+                    backend.enable_truncation(limit, stride=stride, strategy=truncation, direction=self.truncation_side)
                 except (ValueError, OverflowError) as error:
                     raise InputError(f"max_length={limit} with stride={stride}: {error}") from None
             else:
@@ -376,9 +366,7 @@ class DistilBertTokenizer:
         if return_attention_mask is False:
             del columns["attention_mask"]
         if return_tensors is not None:
-            return BatchEncoding(
-                {name: _as_tensor(name, rows, return_tensors) for name, rows in columns.items()}
-            )
+            return BatchEncoding({name: _as_tensor(name, rows, return_tensors) for name, rows in columns.items()})
         return BatchEncoding(columns)
 
     def encode(self, text: Text, text_pair: Text | None = None, **options: Any) -> list[int]:
@@ -399,9 +387,7 @@ class DistilBertTokenizer:
         ids = [token_ids] if isinstance(token_ids, int) else np.asarray(token_ids).reshape(-1).tolist()
         text = self.backend_tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
         clean = (
-            self.clean_up_tokenization_spaces
-            if clean_up_tokenization_spaces is None
-            else clean_up_tokenization_spaces
+            self.clean_up_tokenization_spaces if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces
         )
         return _clean_up(text) if clean else text
 
@@ -427,16 +413,12 @@ class DistilBertTokenizer:
         """Join word pieces into words."""
         return self.backend_tokenizer.decoder.decode(list(tokens)) if tokens else ""
 
-    def build_inputs_with_special_tokens(
-        self, first: list[int], second: list[int] | None = None
-    ) -> list[int]:
+    def build_inputs_with_special_tokens(self, first: list[int], second: list[int] | None = None) -> list[int]:
         """``[CLS] first [SEP]``, with ``second [SEP]`` after it for a pair."""
         ids = [self.cls_token_id, *first, self.sep_token_id]
         return ids if second is None else [*ids, *second, self.sep_token_id]
 
-    def create_token_type_ids_from_sequences(
-        self, first: list[int], second: list[int] | None = None
-    ) -> list[int]:
+    def create_token_type_ids_from_sequences(self, first: list[int], second: list[int] | None = None) -> list[int]:
         """0 for the tokens of the first text with its special tokens, 1 for those of the second."""
         return [0] * (len(first) + 2) + ([] if second is None else [1] * (len(second) + 1))
 
@@ -459,9 +441,7 @@ class DistilBertTokenizer:
     def add_tokens(self, tokens: str | Sequence[str], special_tokens: bool = False) -> int:
         """Add whole-word tokens; returns how many were new. The model's embeddings need resizing then."""
         listed = [tokens] if isinstance(tokens, str) else list(tokens)
-        add = (
-            self.backend_tokenizer.add_special_tokens if special_tokens else self.backend_tokenizer.add_tokens
-        )
+        add = self.backend_tokenizer.add_special_tokens if special_tokens else self.backend_tokenizer.add_tokens
         return add(listed)
 
     @property
@@ -533,9 +513,7 @@ def _pairs(text: Any, pair: Any, is_batch: bool, split: bool) -> list[Any]:
         if len(seconds) != len(texts):
             raise InputError(f"text_pair has {len(seconds)} texts, expected {len(texts)} like text")
         rows = list(zip(texts, seconds, strict=True))
-    if not split and not all(
-        isinstance(t, str) or (isinstance(t, (tuple, list)) and len(t) == 2) for t in rows
-    ):
+    if not split and not all(isinstance(t, str) or (isinstance(t, (tuple, list)) and len(t) == 2) for t in rows):
         raise InputError("text: expected a str, a pair of them, or a list of either")
     return [tuple(row) if not split and isinstance(row, list) else row for row in rows]
 

@@ -71,9 +71,7 @@ class TextClassificationPipeline:
             raise InputError(f"batch_size is {batch_size}, expected at least 1")
         scores = score_function(function_to_apply, self.config)
         sequences = encode(self.tokenizer, texts, self.config.max_position_embeddings if truncation else None)
-        rows = run_by_length(
-            self.model, sequences, batch_size=batch_size, pad_token_id=self.config.pad_token_id or 0
-        )
+        rows = run_by_length(self.model, sequences, batch_size=batch_size, pad_token_id=self.config.pad_token_id or 0)
         ranked = [self._rank(scores(row["logits"]), top_k or 1) for row in rows]
         return ranked if top_k is not None else [labels[0] for labels in ranked]
 

@@ -44,6 +44,4 @@ def sdpa_attention(
     query_BHQK: Tensor, key_BHLK: Tensor, value_BHLK: Tensor, visible: Tensor | None, dropout: float = 0.0
 ) -> Tensor:
     """The same context (B, H, Q, K) from PyTorch's fused kernel, which keeps no probabilities."""
-    return F.scaled_dot_product_attention(
-        query_BHQK, key_BHLK, value_BHLK, attn_mask=visible, dropout_p=dropout
-    )
+    return F.scaled_dot_product_attention(query_BHQK, key_BHLK, value_BHLK, attn_mask=visible, dropout_p=dropout)

@@ -151,9 +151,7 @@ class DistilBertModel(PreTrainedModel):
         """
         config = self.config
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
-        output_hidden_states = (
-            config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        )
+        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         return_dict = config.return_dict if return_dict is None else return_dict
         self.check_inputs(input_ids, attention_mask, inputs_embeds, position_ids, token_type_ids)
 
@@ -166,7 +164,8 @@ class DistilBertModel(PreTrainedModel):
         head_masks = self.split_head_mask(head_mask, hidden_BLD)
         fused = self.attn_implementation == "sdpa" and not output_attentions and head_mask is None
 
-        hidden_states, attentions = (hidden_BLD,), ()
+        hidden_states: tuple[Tensor, ...] = (hidden_BLD,)
+        attentions: tuple[Tensor, ...] = ()
         for layer, layer_head_mask in zip(self.layers(), head_masks, strict=True):
             if self.is_gradient_checkpointing and self.training:
                 hidden_BLD, probability_BHLL = checkpoint(
@@ -209,25 +208,18 @@ class DistilBertModel(PreTrainedModel):
     ) -> None:
         """Explain what the kernels below would only fail on; values are left to them where a graph is traced."""
         inputs.check_shapes(
-            *(
-                None if given is None else tuple(given.shape)
-                for given in (input_ids, attention_mask, inputs_embeds)
-            ),
+            *(None if given is None else tuple(given.shape) for given in (input_ids, attention_mask, inputs_embeds)),
             config=self.config,
             explicit_positions=position_ids is not None,
         )
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return
-        if (
-            inputs_embeds is None
-            and input_ids is not None
-            and input_ids.device.type == "cpu"
-            and input_ids.numel()
-        ):
-            inputs.check_range("input_ids", *map(int, input_ids.aminmax()), self.config.vocab_size)
+        if inputs_embeds is None and input_ids is not None and input_ids.device.type == "cpu" and input_ids.numel():
+            low, high = input_ids.aminmax()
+            inputs.check_range("input_ids", int(low), int(high), self.config.vocab_size)
         if position_ids is not None and position_ids.device.type == "cpu" and position_ids.numel():
-            limit = self.config.max_position_embeddings
-            inputs.check_range("position_ids", *map(int, position_ids.aminmax()), limit)
+            low, high = position_ids.aminmax()
+            inputs.check_range("position_ids", int(low), int(high), self.config.max_position_embeddings)
         if token_type_ids is not None and not self.warned_of_token_types and token_type_ids.any():
             logger.warning("token_type_ids are ignored: DistilBERT has no segment embeddings")
             self.warned_of_token_types = True

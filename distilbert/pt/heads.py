@@ -28,17 +28,13 @@ class HeadModel(PreTrainedModel):
     def __init__(self, config: DistilBertConfig, *, attn_implementation: str = "sdpa") -> None:
         super().__init__(config, attn_implementation=attn_implementation)
         self.add_module(self.family.prefix, DistilBertModel(config, attn_implementation=attn_implementation))
-        self.add_parts(
-            [parameter for parameter in self.parameter_list() if parameter.section == "head"], config
-        )
+        self.add_parts([parameter for parameter in self.parameter_list() if parameter.section == "head"], config)
         self.tie_weights()
 
     def answer(self, encoded: ModelOutput, return_dict: bool | None, **values: Tensor | None) -> Output:
         """The head's ``values`` together with what the encoder returned besides its vectors."""
         output = ModelOutput(**values, hidden_states=encoded.hidden_states, attentions=encoded.attentions)
-        return (
-            output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
-        )
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
 
 class DistilBertForMaskedLM(HeadModel):

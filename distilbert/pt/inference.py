@@ -86,9 +86,7 @@ class InferenceModel:
         # Without a mask attention has a faster kernel, and a batch of equal lengths needs none.
         mask = None if attention_mask.all() else torch.from_numpy(attention_mask).to(self.model.device)
         try:
-            output: ModelOutput = self.model(
-                torch.from_numpy(input_ids).to(self.model.device), mask, return_dict=True
-            )
+            output: ModelOutput = self.model(torch.from_numpy(input_ids).to(self.model.device), mask, return_dict=True)
             return {name: to_array(value.float()) for name, value in output.items()}
         except torch.OutOfMemoryError:
             raise InputError(

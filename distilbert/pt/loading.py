@@ -24,9 +24,7 @@ DTYPES = {
 }
 
 
-def fill(
-    model: PreTrainedModel, tensors: Mapping[str, np.ndarray], dtype: torch.dtype, device: torch.device
-) -> None:
+def fill(model: PreTrainedModel, tensors: Mapping[str, np.ndarray], dtype: torch.dtype, device: torch.device) -> None:
     """Give a model made on the meta device its values: the checkpoint's, or initial ones where it has none."""
     listed = model.parameter_list()
     for parameter in listed:
@@ -41,9 +39,7 @@ def fill(
     tie(model, listed)
 
 
-def to_arrays(
-    model: PreTrainedModel, state_dict: Mapping[str, Tensor] | None = None
-) -> dict[str, np.ndarray]:
+def to_arrays(model: PreTrainedModel, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, np.ndarray]:
     """A model's values, or those of a state dict of it, by canonical name; tied ones once.
 
     Raises:

@@ -22,9 +22,7 @@ def classification_loss(logits_BC: Tensor, labels: Tensor, config: DistilBertCon
     if problem is None and config.num_labels == 1:
         problem = "regression"
     if problem is None:
-        problem = (
-            "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
-        )
+        problem = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
     if problem == "regression":
         if config.num_labels == 1:
             return F.mse_loss(logits_BC.squeeze(), labels.squeeze().to(logits_BC.dtype))

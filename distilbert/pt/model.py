@@ -34,9 +34,7 @@ class PreTrainedModel(FromSpec):
         super().__init__()
         config.validate()
         if attn_implementation not in IMPLEMENTATIONS:
-            raise InputError(
-                f"attn_implementation is {attn_implementation!r}, expected {' or '.join(IMPLEMENTATIONS)}"
-            )
+            raise InputError(f"attn_implementation is {attn_implementation!r}, expected {' or '.join(IMPLEMENTATIONS)}")
         self.config = config
         self.attn_implementation = attn_implementation
         self.is_gradient_checkpointing = False
@@ -46,9 +44,9 @@ class PreTrainedModel(FromSpec):
         return parameters(self.config, self.head, self.family)
 
     @property
-    def base_model(self) -> nn.Module:
+    def base_model(self) -> PreTrainedModel:
         """The encoder: the model itself, or the part of it below the head."""
-        return self if self.head == "base" else self.get_submodule(self.family.prefix)
+        return self if self.head == "base" else self.get_submodule(self.family.prefix)  # type: ignore[return-value]
 
     @property
     def device(self) -> torch.device:
@@ -190,9 +188,7 @@ class PreTrainedModel(FromSpec):
         section = self.base_model.get_submodule(self.family.embeddings_path)
         return section.part(role)  # type: ignore[operator]
 
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None
-    ) -> None:
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
         """Trade time for memory in training: keep each layer's input only, and compute the rest again.
 
         ``gradient_checkpointing_kwargs`` is accepted for Trainer's sake; the non-reentrant form is always used.

@@ -39,7 +39,7 @@ class FromSpec(nn.Module):
 
 
 def attach(root: nn.Module, path: str, module: nn.Module) -> None:
-    """Hang ``module`` at a dotted path below ``root``; what is missing on the way is made (lists for numbers)."""
+    """Hang ``module`` at a dotted path below ``root``; what is missing on the way is made."""
     parts = path.split(".")
     for name, below in pairwise(parts):
         if name not in root._modules:
@@ -58,9 +58,7 @@ def make_part(rows: tuple[Parameter, ...], config: DistilBertConfig) -> nn.Modul
         part = nn.LayerNorm(shape, eps=config.layer_norm_eps)
     else:
         padding = config.pad_token_id if kind is Kind.WORD_EMBEDDING else None
-        part = nn.utils.skip_init(
-            nn.Embedding, *shape, padding_idx=padding, device=torch.get_default_device()
-        )
+        part = nn.utils.skip_init(nn.Embedding, *shape, padding_idx=padding, device=torch.get_default_device())
     for row in rows:
         value = part.get_parameter(row.name.rpartition(".")[2])
         value.requires_grad = row.kind is not Kind.SINUSOID

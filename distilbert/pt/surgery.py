@@ -56,7 +56,7 @@ def resize_position_embeddings(model: PreTrainedModel, new_num_position_embeddin
 
 
 def prune_heads(model: PreTrainedModel, heads_to_prune: Mapping[int, list[int]]) -> None:
-    """Remove attention heads for good, as in "Are Sixteen Heads Really Better than One?" (Michel et al. 2019).
+    """Remove attention heads for good (Michel et al. 2019, https://arxiv.org/abs/1905.10650).
 
     Args:
         model: changed in place; the config's ``pruned_heads`` says so, and a saved model loads pruned.
@@ -73,13 +73,9 @@ def prune_heads(model: PreTrainedModel, heads_to_prune: Mapping[int, list[int]])
         if "attention_size" not in parameter.axes or parameter.layer not in after:
             continue
         old = model.get_parameter(parameter.name)
-        present = [
-            h for h in range(model.config.num_attention_heads) if h not in before.get(parameter.layer, ())
-        ]
+        present = [h for h in range(model.config.num_attention_heads) if h not in before.get(parameter.layer, ())]
         kept = [place for place, head in enumerate(present) if head not in after[parameter.layer]]
-        rows = torch.tensor(kept, device=old.device)[:, None] * head_size + torch.arange(
-            head_size, device=old.device
-        )
+        rows = torch.tensor(kept, device=old.device)[:, None] * head_size + torch.arange(head_size, device=old.device)
         axis = parameter.axes.index("attention_size")
         replace_value(model, parameter.name, old.detach().index_select(axis, rows.flatten()))
     model.config.pruned_heads = changed.pruned_heads

@@ -39,9 +39,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     try:
         return _read(data)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path}: expected a safetensors file, but {error!s:.300}; download it again"
-        ) from error
+        raise CheckpointError(f"{path}: expected a safetensors file, but {error!s:.300}; download it again") from error
 
 
 def _read(data: np.ndarray) -> dict[str, np.ndarray]:
@@ -59,9 +57,7 @@ def _read(data: np.ndarray) -> dict[str, np.ndarray]:
     position = 0
     for start, end, name in sorted(spans, key=lambda span: span[:2]):
         if start != position or end > len(content):
-            raise ValueError(
-                f"tensor {name!r:.80} is said to begin at byte {start}, where {position} would follow"
-            )
+            raise ValueError(f"tensor {name!r:.80} is said to begin at byte {start}, where {position} would follow")
         position = end
         dtype = DTYPES[DTYPE_NAMES[header[name]["dtype"]]]
         tensors[name] = content[start:end].view(dtype).reshape(header[name]["shape"])
@@ -110,9 +106,7 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, 
     for name, tensor in ordered:
         dtype = NAMES_BY_DTYPE.get(tensor.dtype.newbyteorder("<"))
         if dtype is None or name == METADATA:
-            raise CheckpointError(
-                f"{path}: safetensors cannot store {name!r} of dtype {tensor.dtype}; convert it"
-            )
+            raise CheckpointError(f"{path}: safetensors cannot store {name!r} of dtype {tensor.dtype}; convert it")
         start, end = end, end + tensor.nbytes
         header[name] = {"dtype": dtype, "shape": tensor.shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()

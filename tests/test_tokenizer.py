@@ -1,0 +1,141 @@
+"""The tokenizer against transformers 4.57.6: by digest on real text, by hand on the options."""
+
+import copy
+import hashlib
+import json
+import pickle
+
+import numpy as np
+import pytest
+from conftest import GOLDEN
+
+from distilbert import DistilBertTokenizer, DistilBertTokenizerFast
+from distilbert.core.errors import CheckpointError, InputError
+
+DIGESTS = json.loads((GOLDEN / "tokenizer" / "ids.json").read_text())
+FOLDER = GOLDEN / "distilbert-seqcls"
+
+
+@pytest.fixture
+def tokenizer():
+    return DistilBertTokenizer.from_pretrained(FOLDER)
+
+
+def strings(value):
+    if isinstance(value, str):
+        return [value]
+    return [text for entry in (value.values() if isinstance(value, dict) else value) for text in strings(entry)]
+
+
+def lines_of(path):
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        return strings(json.loads(text))
+    return [line.split("\t")[0] if path.suffix == ".tsv" else line for line in text.split("\n")]
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_ids_on_real_text(name, shared):
+    filename, casing = name.split(" ")
+    tokenizer = DistilBertTokenizer(shared / "data" / "bert-base-uncased-vocab.txt", do_lower_case=casing == "uncased")
+    ids = tokenizer(lines_of(shared / "data" / filename))["input_ids"]
+    assert hashlib.sha256(json.dumps(ids).encode()).hexdigest() == DIGESTS[name]
+
+
+def test_text_to_ids_and_back(tokenizer):
+    encoded = tokenizer("A wonderful film!")
+    assert tokenizer.convert_ids_to_tokens(encoded.input_ids) == ["[CLS]", "a", "wonderful", "film", "!", "[SEP]"]
+    assert list(encoded) == ["input_ids", "attention_mask"]
+    assert tokenizer.decode(encoded.input_ids) == "[CLS] a wonderful film ! [SEP]"
+    assert tokenizer.decode(encoded.input_ids, skip_special_tokens=True, clean_up_tokenization_spaces=True) == (
+        "a wonderful film!"
+    )
+    assert tokenizer.tokenize("the films") == ["the", "film", "##s"]
+    assert tokenizer.convert_tokens_to_ids(["film", "zebra"]) == [tokenizer.get_vocab()["film"], tokenizer.unk_token_id]
+    assert tokenizer.convert_tokens_to_string(["film", "##s"]) == "films"
+
+
+def test_pairs_and_special_tokens(tokenizer):
+    a, b = (tokenizer.encode(text, add_special_tokens=False) for text in ("good film", "bad"))
+    encoded = tokenizer("good film", "bad", return_token_type_ids=True, return_special_tokens_mask=True)
+    assert encoded.input_ids == tokenizer.build_inputs_with_special_tokens(a, b)
+    assert encoded.token_type_ids == tokenizer.create_token_type_ids_from_sequences(a, b)
+    assert encoded.special_tokens_mask == tokenizer.get_special_tokens_mask(a, b)
+    assert encoded.sequence_ids() == [None, 0, 0, None, 1, None]
+    assert tokenizer([("good film", "bad")]).input_ids == [encoded.input_ids]
+    assert tokenizer.num_special_tokens_to_add(pair=True) == 3
+
+
+def test_padding_and_tensors(tokenizer):
+    texts = ["good", "a good film"]
+    with pytest.raises(InputError, match="padding=True"):
+        tokenizer(texts, return_tensors="np")
+    batch = tokenizer(texts, padding=True, return_tensors="np")
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+    assert batch.input_ids.dtype == np.int64
+    assert tokenizer(texts, padding=True, pad_to_multiple_of=8, return_tensors="pt").input_ids.shape == (2, 8)
+    assert tokenizer(texts, padding="max_length", max_length=7, return_tensors="np").input_ids.shape == (2, 7)
+    collated = tokenizer.pad([tokenizer(text) for text in texts], return_tensors="pt")
+    assert collated["input_ids"].tolist() == batch.input_ids.tolist()
+    assert tokenizer("good").input_ids == tokenizer(texts).input_ids[0], "the padding of one call stays in it"
+
+
+def test_truncation_and_overflow(tokenizer):
+    text = "a good film is a good story"
+    assert len(tokenizer.encode(text, truncation=True, max_length=5)) == 5
+    pair = tokenizer("good film", text, truncation="only_second", max_length=8)
+    assert pair.sequence_ids().count(0) == 2
+    windows = tokenizer(text, truncation=True, max_length=5, stride=1, return_overflowing_tokens=True)
+    assert windows["overflow_to_sample_mapping"] == [0, 0, 0]
+    assert [tokenizer.decode(ids, skip_special_tokens=True) for ids in windows.input_ids] == [
+        "a good film",
+        "film is a",
+        "a good story",
+    ]
+
+
+def test_split_words_and_offsets(tokenizer):
+    encoded = tokenizer(["good", "films"], is_split_into_words=True)
+    assert encoded.word_ids() == [None, 0, 1, 1, None]
+    assert tokenizer("good films", return_offsets_mapping=True)["offset_mapping"] == [
+        (0, 0),
+        (0, 4),
+        (5, 9),
+        (9, 10),
+        (0, 0),
+    ]
+
+
+def test_bad_arguments_are_explained(tokenizer, tmp_path):
+    for arguments, options in (
+        ((None,), {}),
+        ((3,), {}),
+        (([3],), {}),
+        (("good",), {"padding": "most"}),
+        (("good",), {"truncation": "all"}),
+        (("good",), {"return_tensors": "mx"}),
+        ((["good", "bad"], ["film"]), {}),
+    ):
+        with pytest.raises(InputError):
+            tokenizer(*arguments, **options)
+    with pytest.raises(CheckpointError, match=r"vocab\.txt"):
+        DistilBertTokenizer.from_pretrained(tmp_path)
+
+
+def test_save_load_copy_and_train(tokenizer, tmp_path):
+    text = "A wonderful film!"
+    tokenizer.save_pretrained(tmp_path)
+    for again in (
+        DistilBertTokenizerFast.from_pretrained(tmp_path),
+        copy.deepcopy(tokenizer),
+        pickle.loads(pickle.dumps(tokenizer)),
+    ):
+        assert again(text).input_ids == tokenizer(text).input_ids
+        assert again.model_max_length == 40
+    assert (
+        DistilBertTokenizer.from_pretrained(tmp_path, do_lower_case=False)(text).input_ids[1] == tokenizer.unk_token_id
+    )
+    assert tokenizer.train_new_from_iterator(["zebra zebra"] * 3, vocab_size=40).tokenize("zebra") == ["zebra"]
+    assert tokenizer.add_tokens(["quokka"]) == 1
+    assert len(tokenizer) == tokenizer.vocab_size + 1
+    assert tokenizer.tokenize("a quokka") == ["a", "quokka"]
