@@ -139,3 +139,30 @@ def test_save_load_copy_and_train(tokenizer, tmp_path):
     assert tokenizer.add_tokens(["quokka"]) == 1
     assert len(tokenizer) == tokenizer.vocab_size + 1
     assert tokenizer.tokenize("a quokka") == ["a", "quokka"]
+
+
+def test_basic_tokenization_can_be_left_out(tmp_path):
+    tokenizer = DistilBertTokenizer(FOLDER / "vocab.txt", do_basic_tokenize=False)
+    assert tokenizer.tokenize("a Film films good!") == ["a", "[UNK]", "film", "##s", "[UNK]"]
+    (tmp_path / "vocab.txt").write_text((FOLDER / "vocab.txt").read_text() + "Mc-Fly\n")
+    tokenizer = DistilBertTokenizer(tmp_path / "vocab.txt", never_split=["Mc-Fly"])
+    assert tokenizer.tokenize("a Mc-Fly film") == ["a", "Mc-Fly", "film"]
+    with pytest.raises(InputError, match="zebra"):
+        DistilBertTokenizer(FOLDER / "vocab.txt", never_split=["zebra"])
+
+
+def test_details_of_an_encoding(tokenizer):
+    encoded = tokenizer(["good films", "bad"])
+    assert encoded.char_to_token(0, 9) == 3
+    assert encoded.token_to_chars(0, 3) == (9, 10)
+    assert encoded.word_to_tokens(0, 1) == (2, 4)
+    assert encoded.token_to_chars(0, 0) is None
+
+
+def test_special_tokens_can_be_added(tokenizer, tmp_path):
+    assert tokenizer.add_special_tokens({"additional_special_tokens": ["<name>"]}) == 1
+    assert tokenizer.tokenize("good <name>") == ["good", "<name>"]
+    tokenizer.save_pretrained(tmp_path)
+    assert DistilBertTokenizer.from_pretrained(tmp_path).tokenize("good <name>") == ["good", "<name>"]
+    assert tokenizer.save_vocabulary(tmp_path, "old") == (str(tmp_path / "old-vocab.txt"),)
+    assert (tmp_path / "old-vocab.txt").read_text() == (FOLDER / "vocab.txt").read_text()

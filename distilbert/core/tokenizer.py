@@ -28,13 +28,14 @@ from tokenizers.trainers import WordPieceTrainer
 from distilbert.core import hub
 from distilbert.core.backends import require_backend
 from distilbert.core.errors import CheckpointError, InputError
-from distilbert.core.files import replace_files
+from distilbert.core.files import replace_file, replace_files
 
 logger = logging.getLogger("distilbert")
 
 VOCAB_FILE = "vocab.txt"
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
+SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 SPECIAL = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
 PADDINGS = ("longest", "max_length", "do_not_pad")
@@ -67,6 +68,21 @@ class BatchEncoding(UserDict[str, Any]):
         """For each token 0 or 1, the text of a pair it stems from, None for special tokens."""
         return self._encoding(batch_index).sequence_ids
 
+    def char_to_token(self, batch_or_char: int, char: int | None = None, sequence_index: int = 0) -> int | None:
+        """The token that covers a character of a text; one text may leave out its number in the batch."""
+        index, char = (0, batch_or_char) if char is None else (batch_or_char, char)
+        return self._encoding(index).char_to_token(char, sequence_index)
+
+    def token_to_chars(self, batch_or_token: int, token: int | None = None) -> tuple[int, int] | None:
+        """Where a token's characters begin and end in its text, None for special tokens."""
+        index, token = (0, batch_or_token) if token is None else (batch_or_token, token)
+        return self._encoding(index).token_to_chars(token)
+
+    def word_to_tokens(self, batch_or_word: int, word: int | None = None, sequence_index: int = 0) -> Any:
+        """The first token of a word and the one after its last."""
+        index, word = (0, batch_or_word) if word is None else (batch_or_word, word)
+        return self._encoding(index).word_to_tokens(word, sequence_index)
+
     def to(self, device: Any, **options: Any) -> BatchEncoding:
         """Move PyTorch tensors to a device, in place."""
         self.data = {name: v.to(device, **options) if hasattr(v, "to") else v for name, v in self.data.items()}
@@ -84,6 +100,8 @@ class DistilBertTokenizer:
     Args:
         vocab_file: ``vocab.txt``, one word piece a line.
         tokenizer_file: ``tokenizer.json``, used instead of ``vocab_file``.
+        do_basic_tokenize: False leaves the text as it is but for splitting it at white space.
+        never_split: words kept whole although they hold punctuation or capitals; they must be in the vocabulary.
         do_lower_case: lower-case, and strip accents unless ``strip_accents`` says otherwise.
         unk_token: stands for what no word piece covers.
         sep_token: ends each text.
@@ -113,6 +131,8 @@ class DistilBertTokenizer:
         tokenizer_file: str | Path | None = None,
         *,
         do_lower_case: bool = True,
+        do_basic_tokenize: bool = True,
+        never_split: Iterable[str] | None = None,
         unk_token: str = "[UNK]",
         sep_token: str = "[SEP]",
         pad_token: str = "[PAD]",
@@ -128,6 +148,8 @@ class DistilBertTokenizer:
         truncation_side: str = "right",
     ) -> None:
         self.do_lower_case = do_lower_case
+        self.do_basic_tokenize = do_basic_tokenize
+        self.never_split = sorted(never_split or ())
         self.unk_token, self.sep_token, self.pad_token = unk_token, sep_token, pad_token
         self.cls_token, self.mask_token = cls_token, mask_token
         self.tokenize_chinese_chars = tokenize_chinese_chars
@@ -146,7 +168,6 @@ class DistilBertTokenizer:
             self.backend_tokenizer = Tokenizer(
                 models.WordPiece(vocab, unk_token=unk_token, continuing_subword_prefix=wordpieces_prefix)
             )
-            self.backend_tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         else:
             raise InputError("a tokenizer needs vocab_file or tokenizer_file")
         self._configure()
@@ -156,12 +177,21 @@ class DistilBertTokenizer:
         absent = [token for token in self.all_special_tokens if backend.token_to_id(token) is None]
         if absent:
             raise InputError(f"the vocabulary lacks the special tokens {', '.join(absent)}")
-        backend.normalizer = normalizers.BertNormalizer(
-            clean_text=self.clean_text,
-            handle_chinese_chars=self.tokenize_chinese_chars,
-            strip_accents=self.strip_accents,
-            lowercase=self.do_lower_case,
-        )
+        if self.do_basic_tokenize:
+            backend.normalizer = normalizers.BertNormalizer(
+                clean_text=self.clean_text,
+                handle_chinese_chars=self.tokenize_chinese_chars,
+                strip_accents=self.strip_accents,
+                lowercase=self.do_lower_case,
+            )
+            backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        else:
+            backend.normalizer = None
+            backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        unknown = [word for word in self.never_split if backend.token_to_id(word) is None]
+        if unknown:
+            raise InputError(f"never_split names {', '.join(unknown)}, expected words of the vocabulary")
+        backend.add_tokens([AddedToken(word, single_word=True, normalized=False) for word in self.never_split])
         backend.decoder = decoders.WordPiece(prefix=self.wordpieces_prefix, cleanup=False)
         backend.post_processor = processors.TemplateProcessing(
             single=f"{self.cls_token}:0 $A:0 {self.sep_token}:0",
@@ -210,11 +240,24 @@ class DistilBertTokenizer:
         options = {name: getattr(self, name) for name in DistilBertTokenizer.__init__.__kwdefaults__ or ()}
         with replace_files(folder) as stage:
             (stage / TOKENIZER_FILE).write_text(self.backend_tokenizer.to_str(pretty=True), encoding="utf-8")
-            pieces = sorted(self.backend_tokenizer.get_vocab(with_added_tokens=False).items(), key=lambda p: p[1])
-            (stage / VOCAB_FILE).write_text("".join(f"{piece}\n" for piece, _ in pieces), encoding="utf-8")
+            (stage / VOCAB_FILE).write_text(self._vocabulary_text(), encoding="utf-8")
             text = json.dumps(options | {"tokenizer_class": "DistilBertTokenizer"}, indent=2) + "\n"
             (stage / CONFIG_FILE).write_text(text, encoding="utf-8")
-        return [Path(folder) / name for name in (TOKENIZER_FILE, VOCAB_FILE, CONFIG_FILE)]
+            text = json.dumps(self.special_tokens_map, indent=2) + "\n"
+            (stage / SPECIAL_TOKENS_FILE).write_text(text, encoding="utf-8")
+            written = sorted(path.name for path in stage.iterdir())
+        return [Path(folder) / name for name in written]
+
+    def save_vocabulary(self, folder: str | Path, filename_prefix: str | None = None) -> tuple[str]:
+        """Write only ``vocab.txt``, with a prefix and a hyphen before its name if wanted."""
+        path = Path(folder) / (f"{filename_prefix}-{VOCAB_FILE}" if filename_prefix else VOCAB_FILE)
+        with replace_file(path) as file:
+            file.write(self._vocabulary_text())
+        return (str(path),)
+
+    def _vocabulary_text(self) -> str:
+        pieces = self.backend_tokenizer.get_vocab(with_added_tokens=False)
+        return "".join(f"{piece}\n" for piece in sorted(pieces, key=pieces.__getitem__))
 
     def train_new_from_iterator(self, texts: Iterable[str], vocab_size: int, **options: Any) -> DistilBertTokenizer:
         """A tokenizer like this one with a vocabulary learned from ``texts`` (or batches of texts)."""
@@ -228,6 +271,7 @@ class DistilBertTokenizer:
         new.backend_tokenizer = Tokenizer(models.WordPiece({}, unk_token=self.unk_token))
         new.backend_tokenizer.normalizer = self.backend_tokenizer.normalizer
         new.backend_tokenizer.pre_tokenizer = self.backend_tokenizer.pre_tokenizer
+        new.never_split = []  # words of the old vocabulary
         new.backend_tokenizer.train_from_iterator(texts, trainer)
         new._configure()
         return new
@@ -373,6 +417,14 @@ class DistilBertTokenizer:
         """The ids of one text or pair; options as in a call."""
         return self(text, text_pair, **options)["input_ids"]
 
+    def encode_plus(self, text: Text, text_pair: Text | None = None, **options: Any) -> BatchEncoding:
+        """A call on one text or pair, by its older name."""
+        return self(text, text_pair, **options)
+
+    def batch_encode_plus(self, texts: Sequence[Any], **options: Any) -> BatchEncoding:
+        """A call on a batch of texts or pairs, by its older name."""
+        return self(list(texts), **options)
+
     def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False) -> list[str]:
         """The word pieces of a text, or of a pair one after the other."""
         return self(text, pair, add_special_tokens=add_special_tokens, verbose=False).tokens()
@@ -443,6 +495,16 @@ class DistilBertTokenizer:
         listed = [tokens] if isinstance(tokens, str) else list(tokens)
         add = self.backend_tokenizer.add_special_tokens if special_tokens else self.backend_tokenizer.add_tokens
         return add(listed)
+
+    def add_special_tokens(self, tokens: dict[str, Any]) -> int:
+        """Add tokens that are never split, ``{"additional_special_tokens": […]}``, or rename ``"sep_token"`` etc."""
+        added = 0
+        for role, value in tokens.items():
+            if role != "additional_special_tokens":
+                setattr(self, _one_of("special token", role, SPECIAL), str(value))
+            added += self.add_tokens([value] if isinstance(value, str) else list(value), special_tokens=True)
+        self._configure()
+        return added
 
     @property
     def vocab_size(self) -> int:
