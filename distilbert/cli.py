@@ -221,4 +221,5 @@ def main() -> None:
     handler.setFormatter(_OneLine())
     logger.addHandler(handler)
     logger.propagate = False
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries would bury our one line
     app()

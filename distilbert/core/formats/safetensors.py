@@ -56,7 +56,9 @@ def _read(data: np.ndarray) -> dict[str, np.ndarray]:
     tensors = {}
     position = 0
     for start, end, name in sorted(spans, key=lambda span: span[:2]):
-        if start != position or end > len(content):
+        if end > len(content):
+            raise ValueError(f"tensor {name!r:.80} is said to end at byte {end}, but only {len(content)} are there")
+        if start != position:
             raise ValueError(f"tensor {name!r:.80} is said to begin at byte {start}, where {position} would follow")
         position = end
         dtype = DTYPES[DTYPE_NAMES[header[name]["dtype"]]]
