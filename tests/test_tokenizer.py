@@ -46,10 +46,8 @@ def test_text_to_ids_and_back(tokenizer):
     encoded = tokenizer("A wonderful film!")
     assert tokenizer.convert_ids_to_tokens(encoded.input_ids) == ["[CLS]", "a", "wonderful", "film", "!", "[SEP]"]
     assert list(encoded) == ["input_ids", "attention_mask"]
-    assert tokenizer.decode(encoded.input_ids) == "[CLS] a wonderful film ! [SEP]"
-    assert tokenizer.decode(encoded.input_ids, skip_special_tokens=True, clean_up_tokenization_spaces=True) == (
-        "a wonderful film!"
-    )
+    assert tokenizer.decode(encoded.input_ids) == "[CLS] a wonderful film! [SEP]"
+    assert tokenizer.decode(encoded.input_ids, skip_special_tokens=True) == "a wonderful film!"
     assert tokenizer.tokenize("the films") == ["the", "film", "##s"]
     assert tokenizer.convert_tokens_to_ids(["film", "zebra"]) == [tokenizer.get_vocab()["film"], tokenizer.unk_token_id]
     assert tokenizer.convert_tokens_to_string(["film", "##s"]) == "films"
@@ -112,6 +110,9 @@ def test_bad_arguments_are_explained(tokenizer, tmp_path):
         ((3,), {}),
         (([3],), {}),
         (("good",), {"padding": "most"}),
+        (("good", "bad"), {"truncation": True, "max_length": 5, "stride": 2}),
+        (("good",), {"truncation": True, "max_length": 1}),
+        (("good a the", "bad bad bad"), {"truncation": True, "max_length": 6, "stride": 2}),
         (("good",), {"truncation": "all"}),
         (("good",), {"return_tensors": "mx"}),
         ((["good", "bad"], ["film"]), {}),

@@ -142,7 +142,7 @@ class DistilBertTokenizer:
         strip_accents: bool | None = None,
         clean_text: bool = True,
         wordpieces_prefix: str = "##",
-        clean_up_tokenization_spaces: bool = False,
+        clean_up_tokenization_spaces: bool = True,
         model_max_length: int = UNLIMITED,
         padding_side: str = "right",
         truncation_side: str = "right",
@@ -192,7 +192,7 @@ class DistilBertTokenizer:
         if unknown:
             raise InputError(f"never_split names {', '.join(unknown)}, expected words of the vocabulary")
         backend.add_tokens([AddedToken(word, single_word=True, normalized=False) for word in self.never_split])
-        backend.decoder = decoders.WordPiece(prefix=self.wordpieces_prefix, cleanup=False)
+        backend.decoder = decoders.WordPiece(prefix=self.wordpieces_prefix)
         backend.post_processor = processors.TemplateProcessing(
             single=f"{self.cls_token}:0 $A:0 {self.sep_token}:0",
             pair=f"{self.cls_token}:0 $A:0 {self.sep_token}:0 $B:1 {self.sep_token}:1",
@@ -317,6 +317,12 @@ class DistilBertTokenizer:
         _one_of("truncation", truncation, TRUNCATIONS)
         limit = self.model_max_length if max_length is None else max_length
         cut = truncation != "do_not_truncate" and limit < UNLIMITED
+        special = self.num_special_tokens_to_add(text_pair is not None) if add_special_tokens else 0
+        if cut and not 0 <= stride < limit - special:  # the library would panic
+            raise InputError(
+                f"max_length={limit} with stride={stride}: expected more than {special + max(stride, 0)} tokens, "
+                f"for {special} special ones and a stride of at least 0"
+            )
         fill = padding == "longest" or (padding == "max_length" and limit < UNLIMITED)
         with self._lock:
             backend = self.backend_tokenizer
@@ -343,6 +349,12 @@ class DistilBertTokenizer:
                 )
             except (TypeError, ValueError, UnicodeEncodeError) as error:
                 raise InputError(f"text: {error}; expected str, or lists of str") from None
+            except BaseException as error:
+                # How much of a pair a stride leaves room for depends on the texts; the library panics where it
+                # is too little, with an exception whose type it does not export.
+                if type(error).__name__ != "PanicException":
+                    raise
+                raise InputError(f"max_length={limit} with stride={stride} leaves too little room in a pair") from None
         owners = list(range(len(encodings)))
         if return_overflowing_tokens:
             owners = [i for i, encoding in enumerate(encodings) for _ in range(1 + len(encoding.overflowing))]
@@ -368,7 +380,7 @@ class DistilBertTokenizer:
         if return_tensors is not None:
             data = {name: _as_tensor(name, value, return_tensors) for name, value in data.items()}
         elif not first_is_batch and not return_overflowing_tokens:
-            data = {name: value[0] for name, value in data.items()}
+            data = {name: value if name == "length" else value[0] for name, value in data.items()}
         return BatchEncoding(data, encodings)
 
     def pad(
