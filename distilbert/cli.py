@@ -23,7 +23,7 @@ from distilbert.core.files import replace_file
 
 # A window of lines is sorted by length, so a long one fills even batches; a slow writer's lines are answered
 # as they come.
-WINDOW_BATCHES = 64
+WINDOW_BATCHES = 16
 PATIENCE_SECONDS = 0.05
 INTERRUPTED = 130  # 128 + the signal's number, as shells report it
 BROKEN_PIPE = 141
