@@ -6,8 +6,6 @@ import pickle
 
 import pytest
 import torch
-import torch.distributed
-import torch.multiprocessing
 from conftest import GOLDEN
 from test_golden import CASES, golden, inputs_of, load
 
@@ -238,22 +236,3 @@ def test_token_type_ids_are_ignored_with_one_warning(caplog):
     for _ in range(2):
         torch.testing.assert_close(first(model(**inputs, token_type_ids=types)), expected)
     assert len(caplog.records) == 1
-
-
-def distributed_worker(rank, rendezvous):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-    model = load("mlm").train()
-    replica = torch.nn.parallel.DistributedDataParallel(model)
-    torch.manual_seed(rank)
-    ids = torch.randint(5, 97, (4, 9))
-    replica(input_ids=ids, labels=ids).loss.backward()
-    gradients = [torch.zeros(97, 32) for _ in range(2)]
-    torch.distributed.all_gather(gradients, model.get_input_embeddings().weight.grad)
-    assert torch.equal(*gradients)
-    assert gradients[0].abs().max() > 0
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this PyTorch was built without gloo")
-def test_distributed_data_parallel_shares_gradients(tmp_path):
-    torch.multiprocessing.spawn(distributed_worker, (str(tmp_path / "rendezvous"),), nprocs=2)
