@@ -139,7 +139,7 @@ def test_everything_wrong_is_reported_at_once():
 def test_sharded_round_trip_and_replacement(tmp_path):
     values = values_for("base")
     for size, expected in (("300B", ".index.json"), ("5GB", "model.safetensors"), (200, ".index.json")):
-        checkpoint.write_checkpoint(tmp_path, TINY, values, max_shard_size=size)
+        checkpoint.write_checkpoint(tmp_path, TINY, values, head="base", max_shard_size=size)
         stored, path = checkpoint.read_checkpoint(tmp_path)
         assert path.name.endswith(expected)
         assert stored.keys() == values.keys()
@@ -147,7 +147,7 @@ def test_sharded_round_trip_and_replacement(tmp_path):
     shards = {path.name for path in tmp_path.glob("model-*.safetensors")}
     assert shards == set(index["weight_map"].values())
     with pytest.raises(InputError, match="max_shard_size"):
-        checkpoint.write_checkpoint(tmp_path, TINY, values, max_shard_size="big")
+        checkpoint.write_checkpoint(tmp_path, TINY, values, head="base", max_shard_size="big")
 
 
 @pytest.mark.parametrize("shard", ["../model.safetensors", "/etc/passwd", "absent.safetensors"])
@@ -158,7 +158,7 @@ def test_an_index_may_not_point_elsewhere(tmp_path, shard):
 
 
 def test_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
-    checkpoint.write_checkpoint(tmp_path / "model", TINY, values_for("base"))
+    checkpoint.write_checkpoint(tmp_path / "model", TINY, values_for("base"), head="base")
     before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
 
     def fail(*_):
@@ -167,7 +167,7 @@ def test_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint.safetensors, "write", fail)
     for folder in ("model", "new/folder"):
         with pytest.raises(CheckpointError, match="No space left"):
-            checkpoint.write_checkpoint(tmp_path / folder, TINY, values_for("base"))
+            checkpoint.write_checkpoint(tmp_path / folder, TINY, values_for("base"), head="base")
     assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
     assert not (tmp_path / "new").exists()
 
@@ -176,7 +176,7 @@ def test_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 def test_a_crash_leaves_all_of_the_old_or_all_of_the_new(tmp_path, monkeypatch, crash_at):
     old = values_for("base")
     new = {name: value + 1000 for name, value in old.items()}
-    checkpoint.write_checkpoint(tmp_path, TINY, old)
+    checkpoint.write_checkpoint(tmp_path, TINY, old, head="base")
 
     class Killed(BaseException):
         pass
@@ -191,13 +191,13 @@ def test_a_crash_leaves_all_of_the_old_or_all_of_the_new(tmp_path, monkeypatch, 
     for name in ("rename", "replace"):
         monkeypatch.setattr(files.Path, name, replace)
     with pytest.raises(Killed):
-        checkpoint.write_checkpoint(tmp_path, TINY, new, max_shard_size="200B")
+        checkpoint.write_checkpoint(tmp_path, TINY, new, head="base", max_shard_size="200B")
     stored, _ = checkpoint.read_checkpoint(tmp_path)
     expected = old if crash_at == 0 else new
     assert stored.keys() == expected.keys()
     assert all(np.array_equal(stored[name], value) for name, value in expected.items())
     monkeypatch.undo()
-    checkpoint.write_checkpoint(tmp_path, TINY, new)
+    checkpoint.write_checkpoint(tmp_path, TINY, new, head="base")
     assert not (tmp_path / files.COMMITTED).exists()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,28 +15,45 @@ import numpy as np
 from distilbert.core import hub
 from distilbert.core.config import CONFIG_FILE, DistilBertConfig
 from distilbert.core.errors import CheckpointError, InputError
-from distilbert.core.files import replace_files
-from distilbert.core.formats import safetensors, torch_bin
-from distilbert.core.spec import DISTILBERT, Family, Parameter
+from distilbert.core.files import current_file, replace_files
+from distilbert.core.formats import h5, safetensors, torch_bin
+from distilbert.core.spec import DISTILBERT, TENSORFLOW, Family, Parameter, canonical_name, get_head, parameters
 
 logger = logging.getLogger("distilbert")
 
 Tensors = dict[str, np.ndarray]
 
-# Every file name a checkpoint may have, in the order of preference, with its reader.
-SAFETENSORS_FILE = "model.safetensors"
-READERS: dict[str, Callable[[Path], Tensors]] = {
-    SAFETENSORS_FILE: safetensors.read,
-    "pytorch_model.bin": torch_bin.read,
-}
-INDEX_SUFFIX = ".index.json"
 
-# Names that old checkpoints use, and wrappers that training scripts leave behind.
-OLD_NAMES = (
-    (re.compile(r"\.gamma$"), ".weight"),
-    (re.compile(r"\.beta$"), ".bias"),
-    (re.compile(r"^(module\.|_orig_mod\.)+"), ""),
-)
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file that weights are kept in: what it is called, and how it is read."""
+
+    filename: str
+    read: Callable[[Path], Tensors]
+    index_key: Callable[[str], str] = str  # from a name in the index of a sharded checkpoint to that in the shard
+
+    @property
+    def index_file(self) -> str:
+        """Where a sharded checkpoint says which file holds what."""
+        return f"{self.filename}.index.json"
+
+    def shard_file(self, number: int, count: int) -> str:
+        """The name of file ``number`` of ``count``."""
+        stem, suffix = self.filename.rsplit(".", 1)
+        return f"{stem}-{number:05}-of-{count:05}.{suffix}"
+
+
+# In the order of preference, where a folder holds several.
+FORMATS = {
+    "safetensors": Format("model.safetensors", safetensors.read),
+    "torch": Format("pytorch_model.bin", torch_bin.read),
+    "h5": Format("tf_model.h5", h5.read, h5.plain_name),
+}
+WRITTEN = ("safetensors", "h5")
+
+# Wrappers that training scripts leave behind.
+WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
 # Counters that old versions stored beside the parameters. They hold nothing that was learned.
 NOT_PARAMETERS = re.compile(r"\.position_ids$")
 
@@ -65,22 +81,22 @@ def read_checkpoint(name_or_path: str | Path, **where: Any) -> tuple[Tensors, Pa
     Raises:
         CheckpointError: no weights there, or a file that is damaged or unsafe to read.
     """
-    for filename, read in READERS.items():
-        path = hub.find_file(name_or_path, filename, **where)
+    for form in FORMATS.values():
+        path = hub.find_file(name_or_path, form.filename, **where)
         if path is not None:
-            return read(path), path
-        index = hub.find_file(name_or_path, filename + INDEX_SUFFIX, **where)
+            return form.read(path), path
+        index = hub.find_file(name_or_path, form.index_file, **where)
         if index is not None:
-            return _read_shards(name_or_path, index, read, where), index
-    raise CheckpointError(f"{name_or_path}: no weights there; expected {' or '.join(READERS)}")
+            return _read_shards(name_or_path, index, form, where), index
+    filenames = " or ".join(form.filename for form in FORMATS.values())
+    raise CheckpointError(f"{name_or_path}: no weights there; expected {filenames}")
 
 
-def _read_shards(
-    name_or_path: str | Path, index: Path, read: Callable[[Path], Tensors], where: Mapping[str, Any]
-) -> Tensors:
+def _read_shards(name_or_path: str | Path, index: Path, form: Format, where: Mapping[str, Any]) -> Tensors:
     weight_map = hub.read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise CheckpointError(f"{index}: has no weight_map of tensor names to file names")
+    weight_map = {form.index_key(name): shard for name, shard in weight_map.items()}
     tensors: Tensors = {}
     for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard or "\\" in shard:  # an index may not point outside its folder
@@ -88,7 +104,7 @@ def _read_shards(
         path = hub.find_file(name_or_path, shard, **where)
         if path is None:
             raise CheckpointError(f"{index}: names the shard {shard}, which is not there")
-        for name, tensor in read(path).items():
+        for name, tensor in form.read(path).items():
             if weight_map.get(name) == shard:
                 tensors[name] = tensor
     absent = sorted(weight_map.keys() - tensors.keys())
@@ -105,32 +121,33 @@ def match(
     ignore_mismatched_sizes: bool = False,
     family: Family = DISTILBERT,
 ) -> tuple[Tensors, LoadReport]:
-    """Find each parameter's tensor in a checkpoint, by rules that also know the old names.
+    """Find each parameter's tensor in a checkpoint, by name, whichever framework's names and old names it uses.
 
     A head's checkpoint loads into the bare encoder and the reverse: the family's prefix does not matter.
 
     Args:
-        tensors: as stored, in PyTorch's orientation.
+        tensors: as stored.
         expected: the model's parameters.
         source: the checkpoint, as messages call it.
         ignore_mismatched_sizes: take a tensor of the wrong shape for missing instead of failing.
         family: whose prefix to look through.
 
     Returns:
-        The tensors by canonical name (none for missing and tied parameters), and the report.
+        The tensors by canonical name, in PyTorch's orientation (none for missing and tied parameters), and the
+        report.
 
     Raises:
         CheckpointError: encoder weights are missing, or shapes contradict the config; all are named.
     """
     expected = tuple(expected)
     stored: dict[str, str] = {}  # bare name: name in the file
-    clashes: Counter[str] = Counter()
+    doubled: list[str] = []
     for name in tensors:
         bare = _bare(name, family)
         if not NOT_PARAMETERS.search(bare):
-            clashes[bare] += bare in stored
+            if bare in stored:
+                doubled.append(bare)
             stored[bare] = name
-    doubled = [bare for bare, count in clashes.items() if count]
     if doubled:
         raise CheckpointError(f"{source}: holds {_listed(doubled)} more than once, under different prefixes")
 
@@ -146,19 +163,19 @@ def match(
         name = stored.pop(_bare(parameter.name, family), "")
         if not name:
             report.missing.append(parameter.name)
-        elif tensors[name].shape != parameter.shape:
-            report.mismatched[parameter.name] = (tensors[name].shape, parameter.shape)
+            continue
+        tensor = tensors[name].T if canonical_name(name)[1] else tensors[name]
+        if tensor.shape != parameter.shape:
+            report.mismatched[parameter.name] = (tensor.shape, parameter.shape)
         else:
-            found[parameter.name] = tensors[name]
+            found[parameter.name] = tensor
     report.unexpected = list(stored.values())
     _judge(report, expected, source, ignore_mismatched_sizes)
     return found, report
 
 
 def _bare(name: str, family: Family) -> str:
-    for pattern, replacement in OLD_NAMES:
-        name = pattern.sub(replacement, name)
-    return name.removeprefix(family.prefix + ".")
+    return WRAPPERS.sub("", canonical_name(name)[0]).removeprefix(family.prefix + ".")
 
 
 def _judge(report: LoadReport, expected: tuple[Parameter, ...], source: str, ignore_mismatched_sizes: bool) -> None:
@@ -198,51 +215,99 @@ def write_checkpoint(
     config: DistilBertConfig,
     tensors: Mapping[str, np.ndarray],
     *,
+    head: str,
+    file_format: str = "safetensors",
     max_shard_size: int | str = "5GB",
+    family: Family = DISTILBERT,
 ) -> list[Path]:
-    """Save a config and its weights as safetensors, all of it or nothing.
+    """Save a config and its weights, all of it or nothing.
 
     Args:
         folder: where to; made if absent. Other files in it stay.
         config: written as ``config.json``.
-        tensors: by canonical name; tied parameters left out.
+        tensors: by canonical name, in PyTorch's orientation; tied parameters left out.
+        head: the spec's name for what the model computes.
+        file_format: ``"safetensors"``, or ``"h5"`` as transformers 4 wrote it for TensorFlow.
         max_shard_size: bytes, or a text such as ``"500MB"``. Weights above it are split into several files
             with an index; a tensor larger than that has a file of its own.
+        family: what the parameters belong to.
 
     Returns:
         The files written.
 
     Raises:
-        CheckpointError: the folder cannot be written, or the disk is full. What was there is unchanged.
+        CheckpointError: the folder cannot be written, the disk is full, or the folder has weights in a format
+            that would be read instead of the new ones. What was there is unchanged.
         ConfigError: the config cannot be written as JSON.
-        InputError: ``max_shard_size`` is not a size.
+        InputError: ``max_shard_size`` is not a size, ``file_format`` not a format that is written.
     """
+    if file_format not in WRITTEN:
+        raise InputError(f"the format is {file_format!r}, expected {' or '.join(WRITTEN)}")
+    form = FORMATS[file_format]
+    preferred = list(FORMATS.values())[: list(FORMATS).index(file_format)]
+    for other in (name for entry in preferred for name in (entry.filename, entry.index_file)):
+        if current_file(Path(folder), other).is_file():
+            raise CheckpointError(f"{folder}: holds {other}, which would be read instead; remove it or save elsewhere")
     text = config.to_json_string()
+    listed = parameters(config, head, family)
+    scope = h5.scope(f"TF{family.stem}{get_head(family, head).suffix}")
+    if file_format == "h5":
+        tensors = _as_tensorflow(tensors, listed, family)
     shards = _split(tensors, _bytes(max_shard_size))
-    index_file = SAFETENSORS_FILE + INDEX_SUFFIX
-    stem = SAFETENSORS_FILE.removesuffix(".safetensors")
     if len(shards) == 1:
-        filenames, superseded = [SAFETENSORS_FILE], (index_file,)
+        filenames, superseded = [form.filename], (form.index_file,)
     else:
-        filenames = [f"{stem}-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-        superseded = (SAFETENSORS_FILE,)
+        filenames = [form.shard_file(number, len(shards)) for number in range(1, len(shards) + 1)]
+        superseded = (form.filename,)
     with replace_files(folder, superseded) as stage:
         (stage / CONFIG_FILE).write_text(text, encoding="utf-8")
         for filename, shard in zip(filenames, shards, strict=True):
-            safetensors.write(stage / filename, shard)
+            if file_format == "safetensors":
+                safetensors.write(stage / filename, shard)
+            elif len(shards) > 1:
+                h5.write_shard(stage / filename, shard)
+            else:
+                h5.write(stage / filename, _keras_layers(shard, listed, family), scope)
         if len(shards) > 1:
             index = {
                 "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())},
                 "weight_map": {
-                    name: filename for filename, shard in zip(filenames, shards, strict=True) for name in shard
+                    (h5.scoped_name(name, scope) if file_format == "h5" else name): filename
+                    for filename, shard in zip(filenames, shards, strict=True)
+                    for name in shard
                 },
             }
-            (stage / index_file).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+            (stage / form.index_file).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         written = [Path(folder) / path.name for path in sorted(stage.iterdir())]
-    for path in Path(folder).glob(f"{stem}-[0-9]*-of-[0-9]*.safetensors"):  # shards of the checkpoint replaced
+    stem, suffix = form.filename.rsplit(".", 1)
+    for path in Path(folder).glob(f"{stem}-[0-9]*-of-[0-9]*.{suffix}"):  # shards of the checkpoint replaced
         if path.name not in filenames:
             path.unlink()
     return written
+
+
+def _as_tensorflow(tensors: Mapping[str, np.ndarray], listed: Iterable[Parameter], family: Family) -> Tensors:
+    """TensorFlow's names and orientation. There even a bare encoder's names carry the family's prefix."""
+    renamed: Tensors = {}
+    for parameter in listed:
+        if parameter.name in tensors:
+            name, tensor = TENSORFLOW.name(parameter), tensors[parameter.name]
+            if parameter.section != "head" and not name.startswith(f"{family.prefix}/"):
+                name = f"{family.prefix}/{name}"
+            renamed[name] = tensor.T if TENSORFLOW.is_transposed(parameter) else tensor
+    return renamed
+
+
+def _keras_layers(tensors: Tensors, listed: Iterable[Parameter], family: Family) -> dict[str, Tensors]:
+    """TensorFlow's tensors by top layer. A layer with a tied parameter repeats the embeddings it is tied to."""
+    layers: dict[str, Tensors] = {}
+    for name, tensor in tensors.items():
+        layers.setdefault(name.split("/")[0], {})[name] = tensor
+    embeddings = {name: tensor for name, tensor in tensors.items() if f"/{family.embeddings_path}/" in name}
+    for parameter in listed:
+        if parameter.tied_to is not None:
+            layers[parameter.path] |= embeddings
+    return layers
 
 
 def _split(tensors: Mapping[str, np.ndarray], limit: int) -> list[Tensors]:

@@ -162,6 +162,8 @@ TENSORFLOW = Layout(
     },
     transposed=frozenset({Kind.WEIGHT}),
 )
+# What Keras 3's own layers call their variables. Only in transformers' files is one table no Keras embedding.
+KERAS = replace(TENSORFLOW, leaves=TENSORFLOW.leaves | {Kind.WORD_EMBEDDING: "embeddings"})
 FLAX = Layout(
     separator="/",
     layer_number="/{}",
@@ -174,6 +176,25 @@ FLAX = Layout(
     },
     transposed=frozenset({Kind.WEIGHT}),
 )
+
+
+# From any layout's last name to PyTorch's, and whether the tensor is the transpose of PyTorch's.
+_LEAVES = {
+    leaf: (TORCH.leaves[kind], kind in layout.transposed)
+    for layout in (TORCH, TENSORFLOW, FLAX)
+    for kind, leaf in layout.leaves.items()
+}
+
+
+def canonical_name(name: str) -> tuple[str, bool]:
+    """A name of any layout as PyTorch's, and whether the tensor it stands for has to be transposed.
+
+    ``transformer/layer_._0/attention/q_lin/kernel`` becomes ``("transformer.layer.0.attention.q_lin.weight",
+    True)``. Names that no layout has keep their words.
+    """
+    path, separator, leaf = name.replace("/", ".").replace("_._", ".").rpartition(".")
+    leaf, is_transposed = _LEAVES.get(leaf, (leaf, False))
+    return path + separator + leaf, is_transposed
 
 
 @dataclass(frozen=True)

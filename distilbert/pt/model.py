@@ -153,7 +153,9 @@ class PreTrainedModel(FromSpec):
             self.config.to_dict(), architectures=[type(self).__name__], dtype=str(self.dtype)
         )
         tensors = loading.to_arrays(self, state_dict)
-        return checkpoint.write_checkpoint(folder, config, tensors, max_shard_size=max_shard_size)
+        return checkpoint.write_checkpoint(
+            folder, config, tensors, head=self.head, max_shard_size=max_shard_size, family=self.family
+        )
 
     def init_weights(self) -> None:
         """Give every parameter a new initial value, as training from nothing does."""

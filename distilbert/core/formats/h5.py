@@ -1,0 +1,171 @@
+"""``tf_model.h5``: weights as Keras 2 wrote them for transformers 4. Neither Keras nor TensorFlow is needed.
+
+A whole checkpoint keeps each weight at ``<layer>/<scope>/<name>``, where the root's ``layer_names`` lists the
+layers; in a shard of a larger one, ``layer_names`` lists the full names of the weights. The scope repeats the
+model's class, sometimes with a number, and says nothing. A file may hold a tied weight once under each layer
+that uses it.
+
+HDF5 can also point at other files, at itself, and at sizes that are not there; what a Keras file never does is
+refused here before the HDF5 library follows it.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from distilbert.core.errors import CheckpointError
+from distilbert.core.formats import DTYPES, map_file
+
+MAX_DEPTH = 32
+# Deflate cannot shrink anything below this fraction, so a smaller chunked dataset lies about its size.
+MAX_COMPRESSION = 1032
+# HDF5 keeps an attribute in the object's header, which ends here; Keras splits longer lists over several.
+MAX_ATTRIBUTE = 64000
+KNOWN_FILTERS = frozenset({h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32})
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """The weights by name, without layer, scope and ``:0``: for example ``classifier/kernel``.
+
+    Raises:
+        CheckpointError: damaged, unsafe, no Keras weights, or one name with two different values.
+    """
+    data = map_file(path)
+    try:
+        with h5py.File(path, "r") as file:
+            if "layer_names" not in file.attrs and "layer_names0" not in file.attrs:
+                raise CheckpointError(
+                    f"{path}: has no layer_names, expected a tf_model.h5 as transformers writes it; "
+                    "a .weights.h5 of Keras 3 is loaded with model.load_weights"
+                )
+            flat = set(_texts(file, "layer_names"))
+            tensors: dict[str, np.ndarray] = {}
+            for full, dataset in _datasets(file["/"], path):
+                name = full.removesuffix(":0") if full in flat else plain_name(full.partition("/")[2])
+                tensor = _array(dataset, data, path)
+                if name in tensors and not _same(tensors[name], tensor):
+                    raise CheckpointError(f"{path}: holds {name} more than once, with different values")
+                tensors.setdefault(name, tensor)
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError, zlib.error) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path}: not a readable HDF5 file ({' '.join(str(error).split())})") from None
+    return tensors
+
+
+def plain_name(name: str) -> str:
+    """A weight's name without its scope and ``:0``."""
+    return name.partition("/")[2].removesuffix(":0")
+
+
+def scoped_name(name: str, scope: str) -> str:
+    """The reverse of ``plain_name``."""
+    return f"{scope}/{name}:0"
+
+
+def scope(class_name: str) -> str:
+    """The scope of a class's weights: its name in snake case, as Keras 2 names a model."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", class_name).lower()
+
+
+def _texts(group: h5py.Group, attribute: str) -> Iterator[str]:
+    """A list of texts, which may be spread over attributes that end in 0, 1, …"""
+    for name, value in group.attrs.items():
+        if name.rstrip("0123456789") == attribute:
+            for text in np.atleast_1d(value):
+                yield text.decode("utf-8") if isinstance(text, bytes) else str(text)
+
+
+def _datasets(root: h5py.Group, path: Path) -> Iterator[tuple[str, h5py.Dataset]]:
+    """Every dataset with its full name. Links to other files and loops are refused."""
+    pending = [("", root, 0)]
+    while pending:
+        prefix, group, depth = pending.pop()
+        if depth > MAX_DEPTH:
+            raise CheckpointError(f"{path}: its groups are nested deeper than {MAX_DEPTH}, or in a circle")
+        for key in group:
+            name = posixpath.join(prefix, key)
+            if not isinstance(group.get(key, getlink=True), h5py.HardLink):
+                raise CheckpointError(f"{path}: {name} is a link, maybe to another file, expected the weights themselves")
+            item = group[key]
+            if isinstance(item, h5py.Group):
+                pending.append((name, item, depth + 1))
+            elif isinstance(item, h5py.Dataset):
+                yield name, item
+            else:
+                raise CheckpointError(f"{path}: {name} is neither a group nor a dataset")
+
+
+def _array(dataset: h5py.Dataset, data: np.ndarray, path: Path) -> np.ndarray:
+    """A dataset's values: a view of the mapped file where they lie there in one piece, as Keras writes them."""
+    plist = dataset.id.get_create_plist()
+    if dataset.is_virtual or dataset.external is not None:
+        raise CheckpointError(f"{path}: {dataset.name} is kept in another file, expected it in this one")
+    if dataset.dtype.newbyteorder("<") not in DTYPES.values():
+        raise CheckpointError(f"{path}: {dataset.name} has dtype {dataset.dtype}, expected one of {', '.join(DTYPES)}")
+    shape = dataset.shape
+    if shape is None:
+        raise CheckpointError(f"{path}: {dataset.name} is empty, expected values")
+    size = int(np.prod(shape, dtype=object)) * dataset.dtype.itemsize
+    offset = dataset.id.get_offset()
+    if offset is not None:
+        if offset + size > len(data) or dataset.id.get_storage_size() != size:
+            raise CheckpointError(f"{path}: {dataset.name} ends after the file does; download it again")
+        return data[offset : offset + size].view(dataset.dtype).reshape(shape)
+    filters = {plist.get_filter(index)[0] for index in range(plist.get_nfilters())}
+    if not filters <= KNOWN_FILTERS:
+        raise CheckpointError(f"{path}: {dataset.name} is compressed in a way that is not known here")
+    if size > dataset.id.get_storage_size() * MAX_COMPRESSION:
+        raise CheckpointError(f"{path}: {dataset.name} claims more values than the file holds")
+    return dataset[()]
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two arrays agree bit for bit."""
+    return one.shape == other.shape and one.dtype == other.dtype and one.tobytes() == other.tobytes()
+
+
+def write(path: Path, layers: Mapping[str, Mapping[str, np.ndarray]], scope: str) -> None:
+    """Write a file that transformers 4 loads with its TensorFlow classes.
+
+    Args:
+        path: the file.
+        layers: by name of the layer, its weights by name. An array that stands in two layers is stored once.
+        scope: what the names begin with, by transformers' habit the class in snake case.
+    """
+    with h5py.File(path, "w") as file:
+        file.attrs["backend"] = "tensorflow"
+        file.attrs["keras_version"] = "2.19.0"  # whose layout this is
+        _put_texts(file, "layer_names", list(layers))
+        stored: dict[int, h5py.Dataset] = {}
+        for layer, tensors in layers.items():
+            group = file.create_group(layer)
+            _put_texts(group, "weight_names", [scoped_name(name, scope) for name in tensors])
+            for name, tensor in tensors.items():
+                if id(tensor) in stored:
+                    group[scoped_name(name, scope)] = stored[id(tensor)]
+                else:
+                    stored[id(tensor)] = group.create_dataset(scoped_name(name, scope), data=tensor)
+
+
+def write_shard(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write a part of a checkpoint that is split over several files."""
+    with h5py.File(path, "w") as file:
+        _put_texts(file, "layer_names", [f"{name}:0" for name in tensors])
+        for name, tensor in tensors.items():
+            file.create_dataset(f"{name}:0", data=tensor)
+
+
+def _put_texts(group: h5py.Group, attribute: str, texts: list[str]) -> None:
+    """Store a list of texts, in several attributes where it is too long for one."""
+    values = np.array([text.encode("utf-8") for text in texts])
+    pieces = max(1, -(-values.nbytes // MAX_ATTRIBUTE))
+    for number, piece in enumerate(np.array_split(values, pieces)):
+        group.attrs[attribute if pieces == 1 else f"{attribute}{number}"] = piece
