@@ -21,6 +21,14 @@ _PUBLIC = {
         "DistilBertForTokenClassification",
         "DistilBertForQuestionAnswering",
     ),
+    "distilbert.tf": (
+        "TFDistilBertModel",
+        "TFDistilBertForMaskedLM",
+        "TFDistilBertForSequenceClassification",
+        "TFDistilBertForMultipleChoice",
+        "TFDistilBertForTokenClassification",
+        "TFDistilBertForQuestionAnswering",
+    ),
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 

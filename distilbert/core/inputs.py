@@ -5,7 +5,7 @@ from __future__ import annotations
 from distilbert.core.config import DistilBertConfig
 from distilbert.core.errors import InputError
 
-Shape = tuple[int, ...]
+Shape = tuple[int | None, ...]  # None while a graph is traced: not known yet
 
 
 def check_shapes(
@@ -32,14 +32,44 @@ def check_shapes(
         if len(input_ids) != 2:
             raise InputError(f"input_ids has shape {input_ids}, expected (batch, length)")
         batch = input_ids
-    if batch[1] > config.max_position_embeddings and not explicit_positions:
+    if (batch[1] or 0) > config.max_position_embeddings and not explicit_positions:
         raise InputError(
             f"a sequence of {batch[1]} tokens is longer than max_position_embeddings="
             f"{config.max_position_embeddings}; truncate it (tokenizer: truncation=True, max_length="
             f"{config.max_position_embeddings}) or resize_position_embeddings"
         )
-    if attention_mask is not None and attention_mask != batch:
+    if attention_mask is not None and not _may_equal(attention_mask, batch):
         raise InputError(f"attention_mask has shape {attention_mask}, expected {batch} like the input")
+
+
+def _may_equal(shape: Shape, other: Shape) -> bool:
+    return len(shape) == len(other) and all(a == b or None in (a, b) for a, b in zip(shape, other, strict=True))
+
+
+def check_integers(name: str, dtype: str) -> None:
+    """Check that ids have a type of integers.
+
+    Raises:
+        InputError: they have another.
+    """
+    if dtype not in ("int32", "int64", "int16", "int8", "uint8", "uint16", "uint32"):
+        raise InputError(f"{name} has dtype {dtype}, expected int32 or int64")
+
+
+LIMITS = {
+    "input_ids": "vocab_size",
+    "position_ids": "max_position_embeddings",
+}
+
+
+def range_message(name: str, found: object, limit: int) -> str:
+    """What to say of ids that are not rows of a table of ``limit`` rows."""
+    if name in LIMITS:
+        return (
+            f"{name} has the value {found}, expected 0 to {limit - 1} ({LIMITS[name]}={limit}); "
+            "the tokenizer and the model may not belong together"
+        )
+    return f"{name} has the value {found}, expected 0 to {limit - 1}, or -100 where none counts"
 
 
 def check_range(name: str, low: int, high: int, limit: int) -> None:
@@ -49,11 +79,7 @@ def check_range(name: str, low: int, high: int, limit: int) -> None:
         InputError: one of them is not.
     """
     if low < 0 or high >= limit:
-        table = "vocab_size" if name == "input_ids" else "max_position_embeddings"
-        raise InputError(
-            f"{name} has the value {low if low < 0 else high}, expected 0 to {limit - 1} ({table}={limit}); "
-            "the tokenizer and the model may not belong together"
-        )
+        raise InputError(range_message(name, low if low < 0 else high, limit))
 
 
 def check_head_mask(shape: Shape, config: DistilBertConfig) -> None:

@@ -1,0 +1,239 @@
+"""The encoder of DistilBERT (Sanh et al. 2019, https://arxiv.org/abs/1910.01108), in Keras 3.
+
+A post-norm Transformer (Vaswani et al. 2017) that is BERT (Devlin et al. 2018) without segment embeddings and
+without a pooler. Read from the top: embeddings, one layer, the stack. Layers are called by their role in the
+spec (``distilbert/core/spec.py``), which alone knows their names and shapes.
+
+B batch, L length, N tokens of the whole batch, D model, H heads, K size of a head, F feed-forward.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import ops
+
+from distilbert.core import inputs
+from distilbert.core.config import DistilBertConfig
+from distilbert.core.errors import InputError
+from distilbert.core.outputs import ModelOutput
+from distilbert.core.spec import Parameter
+from distilbert.tf.attention import eager_attention, visible_tokens
+from distilbert.tf.model import PreTrainedModel
+from distilbert.tf.parameters import FromSpec
+
+logger = logging.getLogger("distilbert")
+
+Tensor = Any
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": lambda value: ops.gelu(value, approximate=False),
+    "gelu_new": lambda value: ops.gelu(value, approximate=True),
+    "relu": ops.relu,
+    "silu": ops.silu,
+}
+
+
+def get_activation(activation: str | Callable[..., Any]) -> Callable[..., Any]:
+    """The function that a config's ``activation`` names, or is."""
+    return activation if callable(activation) else ACTIVATIONS[activation]
+
+
+class Embeddings(FromSpec):
+    """Word plus position embeddings, normalised."""
+
+    def __init__(self, listed: list[Parameter], config: DistilBertConfig, **options: Any) -> None:
+        super().__init__(**options)
+        self.add_parts(listed, config)
+        self.pad_token_id = config.pad_token_id
+        self.dropout = keras.layers.Dropout(config.hidden_dropout_prob, dtype=self.dtype_policy)
+
+    def call(
+        self, input_ids: Tensor | None, position_ids: Tensor, inputs_embeds: Tensor | None, training: bool | None = None
+    ) -> Tensor:
+        """Ids (B, L), or word vectors (B, L, D) in their place, to vectors (B, L, D)."""
+        words_BLD = self.part("words")(input_ids) if inputs_embeds is None else inputs_embeds
+        if training is not False and inputs_embeds is None and self.pad_token_id is not None:
+            # Padding's own vector is never trained, as in PyTorch (its padding_idx).
+            is_padding = ops.equal(input_ids, self.pad_token_id)[:, :, None]
+            words_BLD = ops.where(is_padding, ops.stop_gradient(words_BLD), words_BLD)
+        summed_BLD = ops.cast(words_BLD, self.compute_dtype) + self.part("positions")(position_ids)
+        return self.dropout(self.part("norm")(summed_BLD))
+
+
+class Layer(FromSpec):
+    """Self-attention and a feed-forward network, each with a residual and a norm after it."""
+
+    def __init__(self, listed: list[Parameter], config: DistilBertConfig, **options: Any) -> None:
+        super().__init__(**options)
+        self.add_parts(listed, config)
+        self.head_size = config.hidden_size // config.num_attention_heads
+        self.attention_dropout = keras.layers.Dropout(config.attention_probs_dropout_prob, dtype=self.dtype_policy)
+        self.activation = get_activation(config.hidden_act)
+        self.dropout = keras.layers.Dropout(config.hidden_dropout_prob, dtype=self.dtype_policy)
+
+    def call(
+        self, hidden_BLD: Tensor, visible: Tensor | None = None, head_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Vectors (B, L, D) to vectors (B, L, D), and the attention probabilities."""
+        batch, length, size = ops.shape(hidden_BLD)
+        # As one matrix of tokens: products of two matrices are what oneDNN fuses with the bias and the GELU.
+        hidden_ND = ops.reshape(hidden_BLD, (-1, size))
+        query_BHLK = self.split_heads(self.part("query")(hidden_ND), batch, length)
+        key_BHLK = self.split_heads(self.part("key")(hidden_ND), batch, length)
+        value_BHLK = self.split_heads(self.part("value")(hidden_ND), batch, length)
+        context_BHLK, probability_BHLL = eager_attention(
+            query_BHLK, key_BHLK, value_BHLK, visible, self.attention_dropout, head_mask
+        )
+        heads_size = context_BHLK.shape[1] * self.head_size
+        attended_ND = self.part("attention_out")(
+            ops.reshape(ops.transpose(context_BHLK, (0, 2, 1, 3)), (-1, heads_size))
+        )
+        hidden_ND = self.part("attention_norm")(attended_ND + hidden_ND)
+        inner_NF = self.activation(self.part("feed_forward_in")(hidden_ND))
+        outer_ND = self.dropout(self.part("feed_forward_out")(inner_NF))
+        hidden_ND = self.part("feed_forward_norm")(outer_ND + hidden_ND)
+        return ops.reshape(hidden_ND, (batch, length, size)), probability_BHLL
+
+    def split_heads(self, projected_ND: Tensor, batch: Any, length: Any) -> Tensor:
+        """(B * L, H * K) to (B, H, L, K); pruning leaves a layer fewer heads."""
+        heads = projected_ND.shape[1] // self.head_size
+        return ops.transpose(ops.reshape(projected_ND, (batch, length, heads, self.head_size)), (0, 2, 1, 3))
+
+
+@keras.saving.register_keras_serializable("distilbert")
+class TFDistilBertModel(PreTrainedModel):
+    """The bare encoder: ids to one vector a token."""
+
+    head = "base"
+
+    def __init__(self, config: DistilBertConfig, **options: Any) -> None:
+        super().__init__(config, **options)
+        self.warned_of_token_types = False
+        listed = self.parameter_list()
+        policy = self.dtype_policy
+        self.embeddings = Embeddings([p for p in listed if p.layer is None], config, name="embeddings", dtype=policy)
+        self.stack = [
+            Layer([p for p in listed if p.layer == layer], config, name=f"layer_{layer}", dtype=policy)
+            for layer in range(config.num_hidden_layers)
+        ]
+
+    def call(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        training: bool | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> ModelOutput | tuple[Tensor, ...]:
+        """Encode a batch.
+
+        Args:
+            input_ids: integers (B, L).
+            attention_mask: (B, L), 1 for tokens and 0 for padding; by default all tokens count.
+            head_mask: (H,) or (layers, H), factors on the attention probabilities.
+            inputs_embeds: (B, L, D), word vectors in place of ``input_ids``.
+            position_ids: integers (B, L) or (1, L), by default 0, 1, 2, …
+            output_attentions: also return ``attentions``, a tuple of (B, H, L, L), one a layer.
+            output_hidden_states: also return ``hidden_states``, a tuple of (B, L, D), one more than layers.
+            return_dict: False for a plain tuple.
+            training: whether dropout is at work.
+            token_type_ids: ignored; DistilBERT has no segments.
+
+        Returns:
+            ``last_hidden_state`` (B, L, D), and what was asked for.
+
+        Raises:
+            InputError: neither or both of ids and embeddings, a sequence longer than the position table, an id
+                outside the vocabulary, a mask of another shape. In a TensorFlow graph, values that are out of
+                range end in ``tf.errors.InvalidArgumentError``; under XLA nothing can check them.
+        """
+        config = self.config
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
+        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        return_dict = config.return_dict if return_dict is None else return_dict
+        self.check_inputs(input_ids, attention_mask, inputs_embeds, position_ids, token_type_ids)
+
+        if position_ids is None:
+            position_ids = ops.arange(ops.shape(input_ids if inputs_embeds is None else inputs_embeds)[1])[None]
+        hidden_BLD = self.embeddings(input_ids, position_ids, inputs_embeds, training=training)
+        visible = None if attention_mask is None else visible_tokens(attention_mask)
+        head_masks = self.split_head_mask(head_mask, hidden_BLD)
+
+        hidden_states: tuple[Tensor, ...] = (hidden_BLD,)
+        attentions: tuple[Tensor, ...] = ()
+        for layer, layer_head_mask in zip(self.stack, head_masks, strict=True):
+            hidden_BLD, probability_BHLL = layer(hidden_BLD, visible, layer_head_mask)
+            if output_hidden_states:
+                hidden_states += (hidden_BLD,)
+            if output_attentions:
+                attentions += (probability_BHLL,)
+        output = ModelOutput(
+            last_hidden_state=hidden_BLD,
+            hidden_states=hidden_states if output_hidden_states else None,
+            attentions=attentions if output_attentions else None,
+        )
+        return output if return_dict else output.to_tuple()
+
+    def split_head_mask(self, head_mask: Tensor | None, hidden: Tensor) -> list[Tensor | None]:
+        """One factor (1, H, 1, 1) a layer, from (H,) or (layers, H)."""
+        count = self.config.num_hidden_layers
+        if head_mask is None:
+            return [None] * count
+        head_mask = ops.cast(head_mask, hidden.dtype)
+        if len(head_mask.shape) == 1:
+            head_mask = ops.tile(head_mask[None], (count, 1))
+        inputs.check_head_mask(tuple(head_mask.shape), self.config)
+        return [head_mask[layer][None, :, None, None] for layer in range(count)]
+
+    def check_inputs(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        inputs_embeds: Tensor | None,
+        position_ids: Tensor | None,
+        token_type_ids: Tensor | None,
+    ) -> None:
+        """Explain what the kernels below would only fail on, or worse, would answer with nonsense."""
+        inputs.check_shapes(
+            *(None if given is None else tuple(given.shape) for given in (input_ids, attention_mask, inputs_embeds)),
+            config=self.config,
+            explicit_positions=position_ids is not None,
+        )
+        if inputs_embeds is None:
+            check_values("input_ids", input_ids, self.config.vocab_size)
+        if position_ids is not None:
+            check_values("position_ids", position_ids, self.config.max_position_embeddings)
+        if token_type_ids is not None and not self.warned_of_token_types:
+            logger.warning("token_type_ids are ignored: DistilBERT has no segment embeddings")
+            self.warned_of_token_types = True
+
+
+def check_values(name: str, values: Tensor, limit: int, ignored: int | None = None) -> None:
+    """Check that integers lie in 0 to ``limit`` - 1, or are ``ignored``: at once, or when a TensorFlow graph runs.
+
+    On CPUs TensorFlow's own kernels would raise, but on GPUs they return zeros, and JAX takes what is nearest.
+
+    Raises:
+        InputError: they do not, or are not integers.
+    """
+    inputs.check_integers(name, keras.backend.standardize_dtype(values.dtype))
+    values = values if ignored is None else ops.where(ops.equal(values, ignored), 0, values)
+    try:
+        low, high = int(ops.min(values)), int(ops.max(values))
+    except (TypeError, ValueError):  # the values are not known yet: a graph is being traced
+        if keras.backend.backend() == "tensorflow" and not isinstance(values, keras.KerasTensor):
+            import tensorflow as tf
+
+            within = tf.reduce_all((values >= 0) & (values < limit))
+            tf.debugging.Assert(within, [inputs.range_message(name, "below or above", limit), values])
+    else:
+        inputs.check_range(name, low, high, limit)

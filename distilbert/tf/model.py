@@ -1,0 +1,283 @@
+"""What the bare encoder and every head have in common: making, loading, saving and changing a model."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import keras
+import numpy as np
+import optree
+
+from distilbert.core import checkpoint
+from distilbert.core.checkpoint import LoadReport
+from distilbert.core.config import DistilBertConfig
+from distilbert.core.errors import InputError
+from distilbert.core.outputs import ModelOutput
+from distilbert.core.spec import DISTILBERT, Family, Parameter, parameters
+from distilbert.tf import loading, surgery
+from distilbert.tf.parameters import FromSpec, no_initial_values, variable
+
+
+class PreTrainedModel(FromSpec, keras.Model):
+    """The base of the encoder and of the heads. ``head`` is the spec's name for what the class computes.
+
+    Args:
+        config: shapes and rates.
+        options: Keras's ``name``, ``dtype`` (a policy such as ``"mixed_bfloat16"``) and ``trainable``.
+    """
+
+    family: ClassVar[Family] = DISTILBERT
+    head: ClassVar[str]
+    input_rank: ClassVar[int] = 2  # of input_ids
+
+    def __init__(self, config: DistilBertConfig, **options: Any) -> None:
+        config.validate()
+        super().__init__(**options)
+        self.config = config
+        if keras.backend.backend() == "tensorflow":
+            # On CPUs oneDNN's kernels beat XLA's, and XLA compiles anew for each length: docs/measurements.md.
+            self.jit_compile = False
+
+    def compile(self, *arguments: Any, jit_compile: bool | str = "auto", **options: Any) -> None:
+        """As ``keras.Model.compile``; without a ``loss`` a head trains on its own.
+
+        ``jit_compile="auto"`` is off on TensorFlow, where XLA is slower on CPUs and compiles for every length.
+        """
+        if jit_compile == "auto" and keras.backend.backend() == "tensorflow":
+            jit_compile = False
+        super().compile(*arguments, jit_compile=jit_compile, **options)
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """Call the model with keyword arguments, one tensor, a list in the order of ``call``, or a mapping.
+
+        Arrays may be tensors of the backend, numpy's, or nested lists.
+
+        Raises:
+            InputError: an unknown or doubled argument, or lists of different lengths.
+        """
+        return super().__call__(**self.gather_arguments(arguments, named))
+
+    def gather_arguments(self, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
+        """Every way to pass inputs, as keyword arguments."""
+        order = list(inspect.signature(self.call).parameters)
+        first = arguments[0] if arguments else named.get("input_ids")
+        rest: Mapping[str, Any] = dict(zip(order[1:], arguments[1:], strict=False)) if arguments else {}
+        named = {name: value for name, value in named.items() if arguments or name != "input_ids"}
+        if isinstance(first, Mapping):
+            given = dict(first)
+        elif isinstance(first, (list, tuple)) and first and _rank(first[0]) >= self.input_rank:
+            given = dict(zip(order, first, strict=False))
+        else:
+            given = {} if first is None else {"input_ids": first}
+        for more in (rest, named):
+            if doubled := given.keys() & more.keys():
+                raise InputError(f"{', '.join(sorted(doubled))}: given twice to {type(self).__name__}")
+            given |= more
+        if unknown := given.keys() - set(order):
+            raise InputError(
+                f"{', '.join(sorted(map(str, unknown)))}: not an input of {type(self).__name__}, "
+                f"expected some of {', '.join(order)}"
+            )
+        return {name: _as_array(name, value) for name, value in given.items()}
+
+    def parameter_list(self) -> tuple[Parameter, ...]:
+        """The spec's rows for this model's config and head."""
+        return parameters(self.config, self.head, self.family)
+
+    def part_list(self, config: DistilBertConfig | None = None) -> Iterator[tuple[FromSpec, tuple[Parameter, ...]]]:
+        """Each part's rows (as ``config`` has them, by default the model's own) and the section it stands in."""
+        listed = parameters(config or self.config, self.head, self.family)
+        for _, group in groupby(listed, key=lambda parameter: (parameter.section, parameter.layer, parameter.path)):
+            rows = tuple(group)
+            yield self.section(rows[0]), rows
+
+    def section(self, parameter: Parameter) -> FromSpec:
+        """What ``parameter`` stands in: the embeddings, a layer, or the head."""
+        if parameter.section == "head":
+            return self
+        base = self.get_base_model()
+        return base.embeddings if parameter.layer is None else base.stack[parameter.layer]
+
+    def variable_list(self) -> Iterator[tuple[Parameter, keras.Variable]]:
+        """Each row that has values of its own with the variable that holds them."""
+        for section, rows in self.part_list():
+            for row in rows:
+                if row.tied_to is None:
+                    yield row, variable(section.parts[row.path], row)
+
+    def get_base_model(self) -> PreTrainedModel:
+        """The encoder: the model itself, or the part of it below the head."""
+        return self if self.head == "base" else getattr(self, self.family.prefix)
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """How many numbers the model holds, tied ones counted once."""
+        weights = self.trainable_weights if only_trainable else self.weights
+        return sum(int(np.prod(value.shape)) for value in weights)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        config: DistilBertConfig | None = None,
+        dtype: str | keras.DTypePolicy | None = None,
+        ignore_mismatched_sizes: bool = False,
+        output_loading_info: bool = False,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **overrides: Any,
+    ) -> Self | tuple[Self, LoadReport]:
+        """Load a checkpoint from a folder or from the Hub.
+
+        Args:
+            name_or_path: a folder, or a Hub id.
+            config: used instead of the stored one.
+            dtype: a Keras policy such as ``"bfloat16"`` or ``"mixed_float16"``, by default Keras's global one;
+                ``"auto"`` is the type that is stored.
+            ignore_mismatched_sizes: initialise what has another shape in the checkpoint, instead of failing.
+            output_loading_info: also return the report of missing, unexpected and mismatched tensors.
+            revision: a branch, tag or commit on the Hub.
+            cache_dir: where the Hub's files are kept.
+            local_files_only: never ask the network.
+            token: a Hub token.
+            overrides: config fields, such as ``num_labels=3``.
+
+        Raises:
+            CheckpointError: the checkpoint is absent, damaged or unsafe, or does not fit the config.
+            ConfigError: the config is not valid, or an override is not a config field.
+            InputError: an unknown dtype.
+        """
+        where = {
+            "revision": revision,
+            "cache_dir": cache_dir,
+            "local_files_only": local_files_only,
+            "token": token,
+        }
+        if config is None:
+            config = DistilBertConfig.from_pretrained(name_or_path, **where, **overrides)  # type: ignore[arg-type]
+        elif overrides:
+            config = DistilBertConfig.from_dict(config.to_dict(), **overrides)
+        stored, path = checkpoint.read_checkpoint(name_or_path, **where)
+        tensors, report = checkpoint.match(
+            stored,
+            parameters(config, cls.head, cls.family),
+            source=str(path),
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
+            family=cls.family,
+        )
+        with no_initial_values():
+            model = cls(config, dtype=loading.parse_dtype(dtype, tensors))
+        loading.fill(model, tensors)
+        return (model, report) if output_loading_info else model
+
+    def save_pretrained(
+        self, folder: str | Path, *, format: str = "safetensors", max_shard_size: int | str = "5GB"
+    ) -> list[Path]:
+        """Write ``config.json`` and the weights, all of it or nothing.
+
+        Args:
+            folder: where to; made if absent.
+            format: ``"safetensors"``, or ``"h5"`` for the TensorFlow classes of transformers 4.
+            max_shard_size: bytes or a text such as ``"200MB"``; larger weights are split, with an index.
+
+        Returns:
+            The files written.
+
+        Raises:
+            CheckpointError: the folder cannot be written or the disk is full; what was there is unchanged.
+            InputError: an unknown format or size.
+        """
+        config = DistilBertConfig.from_dict(
+            self.config.to_dict(), architectures=[type(self).__name__.removeprefix("TF")], dtype=self.variable_dtype
+        )
+        return checkpoint.write_checkpoint(
+            folder,
+            config,
+            loading.to_arrays(self),
+            head=self.head,
+            file_format=format,
+            max_shard_size=max_shard_size,
+            family=self.family,
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """What ``keras.models.load_model`` makes the model from."""
+        return {
+            "config": self.config.to_dict(),
+            "name": self.name,
+            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
+            "trainable": self.trainable,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """The reverse of ``get_config``."""
+        values = dict(config)
+        values["dtype"] = keras.dtype_policies.deserialize(values["dtype"])
+        return cls(DistilBertConfig.from_dict(values.pop("config")), **values)
+
+    def export(self, filepath: str | Path, format: str = "tf_saved_model", **options: Any) -> None:
+        """As ``keras.Model.export``; the default signature takes ``input_ids`` and ``attention_mask``, int32 (B, L)."""
+        shape = (None,) * self.input_rank
+        signature = {name: keras.InputSpec("int32", shape) for name in ("input_ids", "attention_mask")}
+        options.setdefault("input_signature", [signature])
+        super().export(str(filepath), format=format, **options)
+
+    def predict_step(self, *arguments: Any) -> Any:
+        """One batch of ``predict``. A loss, which labels among the inputs cause, is no prediction."""
+        stepped = super().predict_step(*arguments)
+        output = stepped[0] if keras.backend.backend() == "jax" else stepped
+        if isinstance(output, ModelOutput):
+            output.pop("loss", None)
+        return stepped
+
+    resize_token_embeddings = surgery.resize_token_embeddings
+    resize_position_embeddings = surgery.resize_position_embeddings
+    prune_heads = surgery.prune_heads
+
+    def get_input_embeddings(self) -> keras.layers.Embedding:
+        """The word embeddings."""
+        return self.get_base_model().embeddings.part("words")
+
+    def get_position_embeddings(self) -> keras.layers.Embedding:
+        """The position embeddings, learned or sinusoidal."""
+        return self.get_base_model().embeddings.part("positions")
+
+    def word_table(self) -> keras.Variable:
+        """The values of the word embeddings, (V, D)."""
+        return self.get_input_embeddings().embeddings
+
+
+def _rank(value: Any) -> int:
+    """How many dimensions a tensor, an array or a nested list has."""
+    if hasattr(value, "shape"):
+        return len(value.shape)
+    return 1 + _rank(value[0]) if isinstance(value, (list, tuple)) and value else 0
+
+
+def _as_array(name: str, value: Any) -> Any:
+    """Nested lists of numbers as an array, anything else as it is."""
+    if not isinstance(value, (list, tuple)):
+        return value
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise InputError(f"{name} has rows of different lengths; pad them (tokenizer: padding=True)") from None
+
+
+# Lets Keras look inside an output, as predict and functional models must.
+optree.register_pytree_node(
+    ModelOutput,
+    lambda output: (tuple(output.values()), tuple(output), tuple(output)),
+    lambda names, values: ModelOutput(**dict(zip(names, values, strict=True))),
+    namespace="keras",
+)
+
+# Keras would bury the one line of an error under its account of the arguments.
+InputError._keras_call_info_injected = True  # type: ignore[attr-defined]

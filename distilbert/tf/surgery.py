@@ -1,0 +1,123 @@
+"""Changing the size of a trained model. The axes of the spec say which parameters a change touches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import keras
+import numpy as np
+
+from distilbert.core.config import DistilBertConfig
+from distilbert.core.errors import InputError
+from distilbert.core.spec import KERAS, Parameter
+from distilbert.tf.loading import to_array
+from distilbert.tf.parameters import make_part, replace_part, variable
+
+if TYPE_CHECKING:
+    from distilbert.tf.model import PreTrainedModel
+
+
+def resize_token_embeddings(
+    model: PreTrainedModel, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
+) -> keras.layers.Embedding:
+    """Change the vocabulary's size: known rows stay, new ones are initialised, a masked LM's output follows.
+
+    Args:
+        model: changed in place; its config too. Call ``compile`` again before training goes on.
+        new_num_tokens: rows wanted, by default as many as there are.
+        pad_to_multiple_of: round up to a multiple, for the matrix units of GPUs.
+
+    Returns:
+        The word embeddings.
+
+    Raises:
+        InputError: a size below 1. ConfigError: one that cuts off the padding token.
+    """
+    count = model.config.vocab_size if new_num_tokens is None else new_num_tokens
+    if pad_to_multiple_of is not None:
+        if pad_to_multiple_of < 1:
+            raise InputError(f"pad_to_multiple_of is {pad_to_multiple_of}, expected at least 1")
+        count = -(-count // pad_to_multiple_of) * pad_to_multiple_of
+    _resize(model, "vocab_size", count)
+    return model.get_input_embeddings()
+
+
+def resize_position_embeddings(model: PreTrainedModel, new_num_position_embeddings: int) -> keras.layers.Embedding:
+    """Change the longest sequence: known rows stay; new ones are initialised, or sinusoidal by formula.
+
+    Returns:
+        The position embeddings.
+
+    Raises:
+        InputError: a size below 1.
+    """
+    _resize(model, "max_position_embeddings", new_num_position_embeddings)
+    return model.get_position_embeddings()
+
+
+def prune_heads(model: PreTrainedModel, heads_to_prune: Mapping[int, list[int]]) -> None:
+    """Remove attention heads for good (Michel et al. 2019, https://arxiv.org/abs/1905.10650).
+
+    Args:
+        model: changed in place; the config's ``pruned_heads`` says so, and a saved model loads pruned. Call
+            ``compile`` again before training goes on.
+        heads_to_prune: layer number to head numbers, counted as before any pruning.
+
+    Raises:
+        ConfigError: a layer or head that does not exist, or all heads of a layer.
+    """
+    before = model.config.pruned_heads
+    after = {layer: sorted({*before.get(layer, ()), *heads}) for layer, heads in heads_to_prune.items()}
+    changed = DistilBertConfig.from_dict(model.config.to_dict(), pruned_heads=before | after)
+    head_size = model.config.hidden_size // model.config.num_attention_heads
+
+    def keep(parameter: Parameter, old: np.ndarray, new: np.ndarray) -> np.ndarray:
+        if "attention_size" not in parameter.axes or parameter.layer not in after:
+            return old
+        present = [h for h in range(model.config.num_attention_heads) if h not in before.get(parameter.layer, ())]
+        kept = [place for place, head in enumerate(present) if head not in after[parameter.layer]]
+        rows = np.asarray(kept)[:, None] * head_size + np.arange(head_size)
+        axes = parameter.axes[::-1] if KERAS.is_transposed(parameter) else parameter.axes
+        return np.take(old, rows.ravel(), axes.index("attention_size"))
+
+    _rebuild(model, "attention_size", changed, keep)
+    model.config.pruned_heads = changed.pruned_heads
+
+
+def _resize(model: PreTrainedModel, axis: str, size: int) -> None:
+    """Give every parameter that has ``axis`` another length of it, and keep the values there is room for."""
+    if not isinstance(size, int) or size < 1:
+        raise InputError(f"{axis} cannot become {size!r}, expected an integer of at least 1")
+
+    def keep(parameter: Parameter, old: np.ndarray, new: np.ndarray) -> np.ndarray:
+        kept = tuple(slice(min(pair)) for pair in zip(old.shape, new.shape, strict=True))
+        result = np.array(new)
+        result[kept] = old[kept]
+        return result
+
+    _rebuild(model, axis, DistilBertConfig.from_dict(model.config.to_dict(), **{axis: size}), keep)
+    setattr(model.config, axis, size)
+
+
+def _rebuild(
+    model: PreTrainedModel,
+    axis: str,
+    changed: DistilBertConfig,
+    keep: Callable[[Parameter, np.ndarray, np.ndarray], np.ndarray],
+) -> None:
+    """Make the parts that have ``axis`` anew; ``keep`` makes their values from the old and the initial ones."""
+    for section, rows in model.part_list(changed):
+        if not any(axis in row.axes for row in rows):
+            continue
+        old = section.parts[rows[0].path]
+        new = make_part(rows, changed, old.dtype_policy, model.word_table)
+        for row in rows:
+            if row.tied_to is None:
+                values = keep(row, to_array(variable(old, row)), to_array(variable(new, row)))
+                variable(new, row).assign(values)
+        if not old.trainable:
+            new.trainable = False
+        replace_part(section, rows[0].path, new)
+    # Keras keeps the graphs it traced, and they hold the old variables.
+    model.train_function = model.test_function = model.predict_function = None
