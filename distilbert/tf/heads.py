@@ -173,7 +173,8 @@ class TFDistilBertForSequenceClassification(HeadModel):
     ) -> Output:
         """``labels`` as ``classification_loss`` takes them; returns ``loss`` and ``logits`` (B, C)."""
         inputs = (input_ids, attention_mask, head_mask, inputs_embeds, position_ids)
-        encoded = self.distilbert(*inputs, output_attentions, output_hidden_states, True, training, token_type_ids)
+        outputs = (output_attentions, output_hidden_states, True, training, token_type_ids)
+        encoded = self.distilbert(*inputs, *outputs, first_token_only=True)
         pooled_BD = ops.relu(self.part("pre_classifier")(encoded.last_hidden_state[:, 0]))
         output = ModelOutput(logits=self.part("classifier")(self.dropout(pooled_BD)))
         loss = None if labels is None else self.own_loss(output, labels=labels)
@@ -220,7 +221,8 @@ class TFDistilBertForMultipleChoice(HeadModel):
         rows = (input_ids, attention_mask, inputs_embeds, position_ids, token_type_ids)
         ids, mask, embeds, positions, types = (None if row is None else flatten_choices(row) for row in rows)
         inputs = (ids, mask, head_mask, embeds, positions)
-        encoded = self.distilbert(*inputs, output_attentions, output_hidden_states, True, training, types)
+        outputs = (output_attentions, output_hidden_states, True, training, types)
+        encoded = self.distilbert(*inputs, *outputs, first_token_only=True)
         pooled = ops.relu(self.part("pre_classifier")(encoded.last_hidden_state[:, 0]))
         logits = self.part("classifier")(self.dropout(pooled))
         output = ModelOutput(logits=ops.reshape(logits, (-1, choices)))
