@@ -1,104 +1,103 @@
-"""The PyTorch backend against transformers 4.57.6, case by case (tests/golden, made by its own classes)."""
+"""Every backend against transformers 4.57.6, case by case (tests/golden, made by its own classes)."""
 
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from backends import BACKENDS, CASES, HEADS, assert_close, flatten, golden, inputs_of, load
 from conftest import GOLDEN
 
-import distilbert
-
-CASES = {
-    "base": "DistilBertModel",
-    "silu": "DistilBertModel",
-    "gelu_new": "DistilBertModel",
-    "sinusoidal": "DistilBertModel",
-    "mlm": "DistilBertForMaskedLM",
-    "relu": "DistilBertForMaskedLM",
-    "seqcls": "DistilBertForSequenceClassification",
-    "regression": "DistilBertForSequenceClassification",
-    "multilabel": "DistilBertForSequenceClassification",
-    "choice": "DistilBertForMultipleChoice",
-    "tokcls": "DistilBertForTokenClassification",
-    "qa": "DistilBertForQuestionAnswering",
-}
+FILES = ("model.safetensors", "pytorch_model.bin", "tf_model.h5")
 
 
-def load(case, **options):
-    return getattr(distilbert, CASES[case]).from_pretrained(GOLDEN / f"distilbert-{case}", **options)
-
-
-def golden(case):
-    with np.load(GOLDEN / f"distilbert-{case}" / "golden.npz") as file:
-        return dict(file)
-
-
-def inputs_of(values, labels=True):
-    return {
-        name.removeprefix("in/"): torch.from_numpy(value)
-        for name, value in values.items()
-        if name.startswith("in/") and (labels or name in ("in/input_ids", "in/attention_mask"))
-    }
-
-
-def flatten(output):
-    flat = {}
-    for name, value in output.items():
-        flat |= {f"{name}/{i}": v for i, v in enumerate(value)} if isinstance(value, tuple) else {name: value}
-    return {name: value.detach().numpy() for name, value in flat.items()}
-
-
-def assert_close(actual, expected, tolerance, name=""):
-    scale = max(1.0, np.abs(expected).max())
-    np.testing.assert_allclose(actual / scale, expected / scale, rtol=0, atol=tolerance, err_msg=name)
-
-
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("case", CASES)
-def test_outputs_and_gradients(case, attention):
-    model, values = load(case, attn_implementation=attention), golden(case)
-    output = model(**inputs_of(values), output_hidden_states=True, output_attentions=attention == "eager")
-    actual = flatten(output)
+def check_outputs(backend, model, case, attentions=True):
+    values = golden(case)
+    output = model(**inputs_of(backend, values), output_hidden_states=True, output_attentions=attentions)
+    actual = flatten(backend, output)
     expected = {name[4:]: value for name, value in values.items() if name.startswith("out/")}
-    if attention == "sdpa":
+    if not attentions:
         expected = {name: value for name, value in expected.items() if not name.startswith("attentions")}
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
         assert_close(actual[name], value, 1e-5, name)
-    if output.loss is None:
+
+
+def check_gradients(backend, model, case):
+    values = golden(case)
+    if "out/loss" not in values:
         return
-    output.loss.backward()
-    parameters = dict(model.named_parameters())
+    gradients = BACKENDS[backend].gradients(model, inputs_of(backend, values))
     for name, value in values.items():
         if name.startswith("grad/"):
-            gradient = parameters[name.removeprefix("grad/")].grad.numpy()
             # A bias that shifts every score alike (a key's, a choice's) has no gradient: what is there is rounding.
             atol = 1e-6 if np.abs(value).max() < 1e-6 else 1e-4 * np.abs(value).max()
-            np.testing.assert_allclose(gradient, value, rtol=0, atol=atol, err_msg=name)
+            actual = gradients[name.removeprefix("grad/")]
+            np.testing.assert_allclose(actual, value, rtol=0, atol=atol, err_msg=name)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_format_gives_the_same_parameters(case, tmp_path):
-    expected = load(case).state_dict()
-    for filename in ("config.json", "pytorch_model.bin"):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_outputs_and_gradients(backend, case):
+    model = load(backend, case)
+    check_outputs(backend, model, case)
+    check_gradients(backend, model, case)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_fused_attention(case):
+    model = load("torch", case, attn_implementation="sdpa")
+    check_outputs("torch", model, case, attentions=False)
+    check_gradients("torch", model, case)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_logits_without_hidden_states(backend, case):
+    """The way most calls go, where a classifier's last layer may compute the first token only."""
+    values = golden(case)
+    actual = flatten(backend, load(backend, case)(**inputs_of(backend, values, labels=False)))
+    for name, value in actual.items():
+        assert_close(value, values[f"out/{name}"], 1e-5, name)
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_format_gives_the_same_parameters(backend, case, file, tmp_path):
+    expected = BACKENDS[backend].parameters(load(backend, case))
+    for filename in ("config.json", file):
         shutil.copy(GOLDEN / f"distilbert-{case}" / filename, tmp_path)
-    load(case).save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
-    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
-    for folder in (tmp_path, tmp_path / "sharded"):
-        actual = getattr(distilbert, CASES[case]).from_pretrained(folder).state_dict()
-        assert list(actual) == list(expected)
-        for name, value in expected.items():
-            assert torch.equal(actual[name], value), name
+    actual = BACKENDS[backend].parameters(load(backend, case, tmp_path))
+    assert list(actual) == list(expected)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(actual[name], value, err_msg=name)
 
 
-def test_shards_written_by_transformers():
-    model = distilbert.DistilBertForMaskedLM.from_pretrained(GOLDEN / "distilbert-mlm" / "sharded")
+@pytest.mark.parametrize("backend, options", [("torch", {}), ("tf", {}), ("tf", {"format": "h5"})])
+@pytest.mark.parametrize("case", HEADS)
+@pytest.mark.parametrize("size", ["20KB", "5GB"])
+def test_saved_models_come_back(backend, options, case, size, tmp_path):
+    model = load(backend, case)
+    written = model.save_pretrained(tmp_path, max_shard_size=size, **options)
+    assert (len(written) > 2) == (size == "20KB")
+    loaded, report = load(backend, case, tmp_path, output_loading_info=True)
+    assert not report.missing and not report.unexpected and not report.mismatched
+    expected = BACKENDS[backend].parameters(model)
+    for name, value in BACKENDS[backend].parameters(loaded).items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("folder", ["sharded", "sharded-h5"])
+def test_shards_written_by_transformers(backend, folder):
+    model = load(backend, "mlm", GOLDEN / "distilbert-mlm" / folder)
     values = golden("mlm")
-    assert_close(model(**inputs_of(values)).logits.detach().numpy(), values["out/logits"], 1e-5)
+    actual = flatten(backend, model(**inputs_of(backend, values)))
+    assert_close(actual["logits"], values["out/logits"], 1e-5)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_state_dict_loads_strictly(case):
     state = torch.load(GOLDEN / f"distilbert-{case}" / "pytorch_model.bin", weights_only=True)
-    load(case).load_state_dict(state, strict=True)
+    load("torch", case).load_state_dict(state, strict=True)

@@ -4,10 +4,11 @@ import copy
 import io
 import pickle
 
+import backends
 import pytest
 import torch
+from backends import CASES, golden
 from conftest import GOLDEN
-from test_golden import CASES, golden, inputs_of, load
 
 import distilbert
 from distilbert import DistilBertConfig
@@ -15,6 +16,14 @@ from distilbert.core.errors import CheckpointError, ConfigError, InputError
 from distilbert.core.outputs import ModelOutput
 
 HEADS = ("base", "mlm", "seqcls", "choice", "tokcls", "qa")
+
+
+def load(case, **options):
+    return backends.load("torch", case, **options)
+
+
+def inputs_of(values, **options):
+    return backends.inputs_of("torch", values, **options)
 
 
 def first(output):

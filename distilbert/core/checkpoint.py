@@ -24,7 +24,6 @@ logger = logging.getLogger("distilbert")
 Tensors = dict[str, np.ndarray]
 
 
-
 @dataclass(frozen=True)
 class Format:
     """A kind of file that weights are kept in: what it is called, and how it is read."""

@@ -56,20 +56,16 @@ def check_integers(name: str, dtype: str) -> None:
         raise InputError(f"{name} has dtype {dtype}, expected int32 or int64")
 
 
-LIMITS = {
-    "input_ids": "vocab_size",
-    "position_ids": "max_position_embeddings",
-}
-
-
-def range_message(name: str, found: object, limit: int) -> str:
-    """What to say of ids that are not rows of a table of ``limit`` rows."""
-    if name in LIMITS:
-        return (
-            f"{name} has the value {found}, expected 0 to {limit - 1} ({LIMITS[name]}={limit}); "
-            "the tokenizer and the model may not belong together"
-        )
-    return f"{name} has the value {found}, expected 0 to {limit - 1}, or -100 where none counts"
+def range_message(name: str, limit: int, found: int | None = None) -> str:
+    """What to say of ids that are not rows of a table of ``limit`` rows, where known with the one ``found``."""
+    message = (
+        f"{name} has {'a value out of range' if found is None else f'the value {found}'}, expected 0 to {limit - 1}"
+    )
+    if name == "input_ids":
+        return f"{message} (vocab_size={limit}); the tokenizer and the model may not belong together"
+    if name == "position_ids":
+        return f"{message} (max_position_embeddings={limit}); truncate the text or resize_position_embeddings"
+    return f"{message}, or -100 where none counts"
 
 
 def check_range(name: str, low: int, high: int, limit: int) -> None:
@@ -79,7 +75,7 @@ def check_range(name: str, low: int, high: int, limit: int) -> None:
         InputError: one of them is not.
     """
     if low < 0 or high >= limit:
-        raise InputError(range_message(name, low if low < 0 else high, limit))
+        raise InputError(range_message(name, limit, low if low < 0 else high))
 
 
 def check_head_mask(shape: Shape, config: DistilBertConfig) -> None:

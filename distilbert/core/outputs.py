@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 FIELDS = ("loss", "logits", "start_logits", "end_logits", "last_hidden_state", "hidden_states", "attentions")
@@ -14,8 +15,8 @@ class ModelOutput(dict[str, Any]):
     comes first). Fields that a call did not produce are absent from the mapping and None as attributes.
     """
 
-    def __init__(self, **values: Any) -> None:
-        super().__init__({name: value for name, value in values.items() if value is not None})
+    def __init__(self, values: Mapping[str, Any] | Iterable[tuple[str, Any]] = (), /, **named: Any) -> None:
+        super().__init__({name: value for name, value in dict(values, **named).items() if value is not None})
 
     def __getattr__(self, name: str) -> Any:
         if name in FIELDS:

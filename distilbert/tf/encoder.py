@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import keras
@@ -18,7 +19,6 @@ from keras import ops
 
 from distilbert.core import inputs
 from distilbert.core.config import DistilBertConfig
-from distilbert.core.errors import InputError
 from distilbert.core.outputs import ModelOutput
 from distilbert.core.spec import Parameter
 from distilbert.tf.attention import eager_attention, visible_tokens
@@ -26,6 +26,9 @@ from distilbert.tf.model import PreTrainedModel
 from distilbert.tf.parameters import FromSpec
 
 logger = logging.getLogger("distilbert")
+
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
 
 Tensor = Any
 
@@ -52,7 +55,11 @@ class Embeddings(FromSpec):
         self.dropout = keras.layers.Dropout(config.hidden_dropout_prob, dtype=self.dtype_policy)
 
     def call(
-        self, input_ids: Tensor | None, position_ids: Tensor, inputs_embeds: Tensor | None, training: bool | None = None
+        self,
+        input_ids: Tensor | None,
+        position_ids: Tensor,
+        inputs_embeds: Tensor | None = None,
+        training: bool | None = None,
     ) -> Tensor:
         """Ids (B, L), or word vectors (B, L, D) in their place, to vectors (B, L, D)."""
         words_BLD = self.part("words")(input_ids) if inputs_embeds is None else inputs_embeds
@@ -61,7 +68,7 @@ class Embeddings(FromSpec):
             is_padding = ops.equal(input_ids, self.pad_token_id)[:, :, None]
             words_BLD = ops.where(is_padding, ops.stop_gradient(words_BLD), words_BLD)
         summed_BLD = ops.cast(words_BLD, self.compute_dtype) + self.part("positions")(position_ids)
-        return self.dropout(self.part("norm")(summed_BLD))
+        return self.dropout(self.part("norm")(summed_BLD), training=training)
 
 
 class Layer(FromSpec):
@@ -81,6 +88,7 @@ class Layer(FromSpec):
         visible: Tensor | None = None,
         head_mask: Tensor | None = None,
         first_token_only: bool = False,
+        training: bool | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Vectors (B, L, D) to vectors (B, Q, D), and the attention probabilities; Q is L, or 1 on request."""
         batch, length, size = ops.shape(hidden_BLD)
@@ -91,14 +99,15 @@ class Layer(FromSpec):
         query_BHQK = self.split_heads(self.part("query")(asking_ND), batch, asking)
         key_BHLK = self.split_heads(self.part("key")(hidden_ND), batch, length)
         value_BHLK = self.split_heads(self.part("value")(hidden_ND), batch, length)
-        context_BHQK, probability_BHQL = eager_attention(
-            query_BHQK, key_BHLK, value_BHLK, visible, self.attention_dropout, head_mask
-        )
+        dropout = partial(self.attention_dropout, training=training)
+        context_BHQK, probability_BHQL = eager_attention(query_BHQK, key_BHLK, value_BHLK, visible, dropout, head_mask)
         context_BQHK = ops.transpose(context_BHQK, (0, 2, 1, 3))
-        attended_ND = self.part("attention_out")(ops.reshape(context_BQHK, (-1, context_BQHK.shape[2] * self.head_size)))
+        attended_ND = self.part("attention_out")(
+            ops.reshape(context_BQHK, (-1, context_BQHK.shape[2] * self.head_size))
+        )
         attended_ND = self.part("attention_norm")(attended_ND + asking_ND)
         inner_NF = self.activation(self.part("feed_forward_in")(attended_ND))
-        outer_ND = self.dropout(self.part("feed_forward_out")(inner_NF))
+        outer_ND = self.dropout(self.part("feed_forward_out")(inner_NF), training=training)
         output_ND = self.part("feed_forward_norm")(outer_ND + attended_ND)
         return ops.reshape(output_ND, (batch, asking, size)), probability_BHQL
 
@@ -168,10 +177,9 @@ class TFDistilBertModel(PreTrainedModel):
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         return_dict = config.return_dict if return_dict is None else return_dict
-        self.check_inputs(input_ids, attention_mask, inputs_embeds, position_ids, token_type_ids)
-
-        if position_ids is None:
-            position_ids = ops.arange(ops.shape(input_ids if inputs_embeds is None else inputs_embeds)[1])[None]
+        input_ids, position_ids = self.check_inputs(
+            input_ids, attention_mask, inputs_embeds, position_ids, token_type_ids
+        )
         hidden_BLD = self.embeddings(input_ids, position_ids, inputs_embeds, training=training)
         visible = None if attention_mask is None else visible_tokens(attention_mask)
         head_masks = self.split_head_mask(head_mask, hidden_BLD)
@@ -181,11 +189,13 @@ class TFDistilBertModel(PreTrainedModel):
         first_token_only = first_token_only and not (output_attentions or output_hidden_states)
         for layer, layer_head_mask in zip(self.stack, head_masks, strict=True):
             only_first = first_token_only and layer is self.stack[-1]
-            hidden_BLD, probability_BHLL = layer(hidden_BLD, visible, layer_head_mask, first_token_only=only_first)
+            hidden_BLD, probability_BHQL = layer(
+                hidden_BLD, visible, layer_head_mask, first_token_only=only_first, training=training
+            )
             if output_hidden_states:
                 hidden_states += (hidden_BLD,)
             if output_attentions:
-                attentions += (probability_BHLL,)
+                attentions += (probability_BHQL,)
         output = ModelOutput(
             last_hidden_state=hidden_BLD,
             hidden_states=hidden_states if output_hidden_states else None,
@@ -211,39 +221,54 @@ class TFDistilBertModel(PreTrainedModel):
         inputs_embeds: Tensor | None,
         position_ids: Tensor | None,
         token_type_ids: Tensor | None,
-    ) -> None:
-        """Explain what the kernels below would only fail on, or worse, would answer with nonsense."""
+    ) -> tuple[Tensor | None, Tensor]:
+        """Explain what the kernels below would only fail on, or worse, would answer with nonsense.
+
+        Returns:
+            The ids and the positions to go on with.
+        """
         inputs.check_shapes(
             *(None if given is None else tuple(given.shape) for given in (input_ids, attention_mask, inputs_embeds)),
             config=self.config,
             explicit_positions=position_ids is not None,
         )
         if inputs_embeds is None:
-            check_values("input_ids", input_ids, self.config.vocab_size)
-        if position_ids is not None:
-            check_values("position_ids", position_ids, self.config.max_position_embeddings)
+            input_ids = check_values("input_ids", input_ids, self.config.vocab_size)
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        if position_ids is not None or given.shape[1] is None:  # a known length was checked by check_shapes
+            numbered = ops.arange(ops.shape(given)[1])[None] if position_ids is None else position_ids
+            position_ids = check_values("position_ids", numbered, self.config.max_position_embeddings)
+        else:
+            position_ids = ops.arange(given.shape[1])[None]
         if token_type_ids is not None and not self.warned_of_token_types:
             logger.warning("token_type_ids are ignored: DistilBERT has no segment embeddings")
             self.warned_of_token_types = True
+        return input_ids, position_ids
 
 
-def check_values(name: str, values: Tensor, limit: int, ignored: int | None = None) -> None:
+def check_values(name: str, values: Tensor, limit: int, ignored: int | None = None) -> Tensor:
     """Check that integers lie in 0 to ``limit`` - 1, or are ``ignored``: at once, or when a TensorFlow graph runs.
 
     On CPUs TensorFlow's own kernels would raise, but on GPUs they return zeros, and JAX takes what is nearest.
 
+    Returns:
+        ``values``, in a graph only after the check.
+
     Raises:
         InputError: they do not, or are not integers.
     """
+    if keras.backend.backend() == "tensorflow" and not tf.executing_eagerly():
+        # Keras itself traces a model that trains on several devices with floats; what counts is what comes later.
+        integers = tf.cast(values, tf.int32)
+        within = (integers >= 0) & (integers < limit) & (tf.cast(integers, values.dtype) == values)
+        within = within if ignored is None else within | (integers == ignored)
+        with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(within), [inputs.range_message(name, limit)])]):
+            return tf.identity(integers)
     inputs.check_integers(name, keras.backend.standardize_dtype(values.dtype))
-    values = values if ignored is None else ops.where(ops.equal(values, ignored), 0, values)
+    judged = values if ignored is None else ops.where(ops.equal(values, ignored), 0, values)
     try:
-        low, high = int(ops.min(values)), int(ops.max(values))
-    except (TypeError, ValueError):  # the values are not known yet: a graph is being traced
-        if keras.backend.backend() == "tensorflow" and not isinstance(values, keras.KerasTensor):
-            import tensorflow as tf
-
-            within = tf.reduce_all((values >= 0) & (values < limit))
-            tf.debugging.Assert(within, [inputs.range_message(name, "below or above", limit), values])
-    else:
-        inputs.check_range(name, low, high, limit)
+        low, high = int(ops.min(judged)), int(ops.max(judged))
+    except (TypeError, ValueError):
+        return values  # not known yet: another framework is tracing a graph
+    inputs.check_range(name, low, high, limit)
+    return values

@@ -139,7 +139,7 @@ class TFDistilBertForMaskedLM(HeadModel):
 
     def own_loss(self, output: ModelOutput, sample_weight: Tensor | None = None, **labels: Tensor) -> Tensor:
         """See ``token_loss``."""
-        check_values("labels", labels["labels"], self.config.vocab_size, IGNORED)
+        labels["labels"] = check_values("labels", labels["labels"], self.config.vocab_size, IGNORED)
         return token_loss(output["logits"], labels["labels"], sample_weight)
 
     def get_output_embeddings(self) -> keras.layers.Layer:
@@ -176,15 +176,19 @@ class TFDistilBertForSequenceClassification(HeadModel):
         outputs = (output_attentions, output_hidden_states, True, training, token_type_ids)
         encoded = self.distilbert(*inputs, *outputs, first_token_only=True)
         pooled_BD = ops.relu(self.part("pre_classifier")(encoded.last_hidden_state[:, 0]))
-        output = ModelOutput(logits=self.part("classifier")(self.dropout(pooled_BD)))
+        output = ModelOutput(logits=self.part("classifier")(self.dropout(pooled_BD, training=training)))
         loss = None if labels is None else self.own_loss(output, labels=labels)
         return self.answer(encoded, return_dict, loss=loss, **output)
 
     def own_loss(self, output: ModelOutput, sample_weight: Tensor | None = None, **labels: Tensor) -> Tensor:
         """See ``classification_loss``."""
         is_integer = "int" in keras.backend.standardize_dtype(labels["labels"].dtype)
-        if is_integer and self.config.num_labels > 1 and self.config.problem_type in (None, "single_label_classification"):
-            check_values("labels", labels["labels"], self.config.num_labels, IGNORED)
+        if (
+            is_integer
+            and self.config.num_labels > 1
+            and self.config.problem_type in (None, "single_label_classification")
+        ):
+            labels["labels"] = check_values("labels", labels["labels"], self.config.num_labels, IGNORED)
         return classification_loss(output["logits"], labels["labels"], self.config, sample_weight)
 
 
@@ -224,14 +228,14 @@ class TFDistilBertForMultipleChoice(HeadModel):
         outputs = (output_attentions, output_hidden_states, True, training, types)
         encoded = self.distilbert(*inputs, *outputs, first_token_only=True)
         pooled = ops.relu(self.part("pre_classifier")(encoded.last_hidden_state[:, 0]))
-        logits = self.part("classifier")(self.dropout(pooled))
+        logits = self.part("classifier")(self.dropout(pooled, training=training))
         output = ModelOutput(logits=ops.reshape(logits, (-1, choices)))
         loss = None if labels is None else self.own_loss(output, labels=labels)
         return self.answer(encoded, return_dict, loss=loss, **output)
 
     def own_loss(self, output: ModelOutput, sample_weight: Tensor | None = None, **labels: Tensor) -> Tensor:
         """See ``token_loss``."""
-        check_values("labels", labels["labels"], ops.shape(output["logits"])[1], IGNORED)
+        labels["labels"] = check_values("labels", labels["labels"], ops.shape(output["logits"])[1], IGNORED)
         return token_loss(output["logits"], labels["labels"], sample_weight)
 
 
@@ -267,13 +271,13 @@ class TFDistilBertForTokenClassification(HeadModel):
         """``labels`` (B, L), -100 where none counts; returns ``loss`` and ``logits`` (B, L, C)."""
         inputs = (input_ids, attention_mask, head_mask, inputs_embeds, position_ids)
         encoded = self.distilbert(*inputs, output_attentions, output_hidden_states, True, training, token_type_ids)
-        output = ModelOutput(logits=self.part("classifier")(self.dropout(encoded.last_hidden_state)))
+        output = ModelOutput(logits=self.part("classifier")(self.dropout(encoded.last_hidden_state, training=training)))
         loss = None if labels is None else self.own_loss(output, labels=labels)
         return self.answer(encoded, return_dict, loss=loss, **output)
 
     def own_loss(self, output: ModelOutput, sample_weight: Tensor | None = None, **labels: Tensor) -> Tensor:
         """See ``token_loss``."""
-        check_values("labels", labels["labels"], self.config.num_labels, IGNORED)
+        labels["labels"] = check_values("labels", labels["labels"], self.config.num_labels, IGNORED)
         return token_loss(output["logits"], labels["labels"], sample_weight)
 
 
@@ -307,7 +311,7 @@ class TFDistilBertForQuestionAnswering(HeadModel):
         """Positions (B,), see ``span_loss``; returns ``loss``, ``start_logits`` and ``end_logits`` (B, L)."""
         inputs = (input_ids, attention_mask, head_mask, inputs_embeds, position_ids)
         encoded = self.distilbert(*inputs, output_attentions, output_hidden_states, True, training, token_type_ids)
-        spans_BL2 = self.part("spans")(self.dropout(encoded.last_hidden_state))
+        spans_BL2 = self.part("spans")(self.dropout(encoded.last_hidden_state, training=training))
         output = ModelOutput(start_logits=spans_BL2[..., 0], end_logits=spans_BL2[..., 1])
         loss = None
         if start_positions is not None and end_positions is not None:

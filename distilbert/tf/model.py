@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Iterator, Mapping
 from itertools import groupby
@@ -83,6 +84,13 @@ class PreTrainedModel(FromSpec, keras.Model):
                 f"expected some of {', '.join(order)}"
             )
         return {name: _as_array(name, value) for name, value in given.items()}
+
+    def stateless_call(
+        self, trainable: Any, non_trainable: Any, *arguments: Any, return_losses: bool = False, **named: Any
+    ) -> Any:
+        """As ``keras.Layer.stateless_call``, which goes past ``__call__``, with the same ways to pass inputs."""
+        given = self.gather_arguments(arguments, named)
+        return super().stateless_call(trainable, non_trainable, return_losses=return_losses, **given)
 
     def parameter_list(self) -> tuple[Parameter, ...]:
         """The spec's rows for this model's config and head."""
@@ -225,7 +233,7 @@ class PreTrainedModel(FromSpec, keras.Model):
     def export(self, filepath: str | Path, format: str = "tf_saved_model", **options: Any) -> None:
         """As ``keras.Model.export``; the default signature takes ``input_ids`` and ``attention_mask``, int32 (B, L)."""
         shape = (None,) * self.input_rank
-        signature = {name: keras.InputSpec("int32", shape) for name in ("input_ids", "attention_mask")}
+        signature = {name: keras.InputSpec("int32", shape, name=name) for name in ("input_ids", "attention_mask")}
         options.setdefault("input_signature", [signature])
         super().export(str(filepath), format=format, **options)
 
@@ -271,13 +279,22 @@ def _as_array(name: str, value: Any) -> Any:
         raise InputError(f"{name} has rows of different lengths; pad them (tokenizer: padding=True)") from None
 
 
-# Lets Keras look inside an output, as predict and functional models must.
-optree.register_pytree_node(
-    ModelOutput,
-    lambda output: (tuple(output.values()), tuple(output), tuple(output)),
-    lambda names, values: ModelOutput(**dict(zip(names, values, strict=True))),
-    namespace="keras",
-)
+def _names_and_values(output: ModelOutput) -> tuple[tuple[Any, ...], tuple[str, ...]]:
+    return tuple(output.values()), tuple(output)
+
+
+def _restore(names: tuple[str, ...], values: Any) -> ModelOutput:
+    return ModelOutput(zip(names, values, strict=True))
+
+
+# Lets Keras look inside an output, as predict and functional models must; on JAX and PyTorch also theirs.
+optree.register_pytree_node(ModelOutput, _names_and_values, _restore, namespace="keras")
+if keras.backend.backend() == "jax":
+    import jax
+
+    jax.tree_util.register_pytree_node(ModelOutput, _names_and_values, _restore)
+elif keras.backend.backend() == "torch":
+    importlib.import_module("distilbert.pt.model")  # registers it
 
 # Keras would bury the one line of an error under its account of the arguments.
 InputError._keras_call_info_injected = True  # type: ignore[attr-defined]

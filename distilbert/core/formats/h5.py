@@ -93,7 +93,9 @@ def _datasets(root: h5py.Group, path: Path) -> Iterator[tuple[str, h5py.Dataset]
         for key in group:
             name = posixpath.join(prefix, key)
             if not isinstance(group.get(key, getlink=True), h5py.HardLink):
-                raise CheckpointError(f"{path}: {name} is a link, maybe to another file, expected the weights themselves")
+                raise CheckpointError(
+                    f"{path}: {name} is a link, maybe to another file, expected the weights themselves"
+                )
             item = group[key]
             if isinstance(item, h5py.Group):
                 pending.append((name, item, depth + 1))

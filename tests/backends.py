@@ -1,0 +1,126 @@
+"""One way to drive every backend, so that a contract is written once: arrays in, arrays out, canonical names."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+from conftest import GOLDEN
+
+import distilbert
+
+CASES = {
+    "base": "DistilBertModel",
+    "silu": "DistilBertModel",
+    "gelu_new": "DistilBertModel",
+    "sinusoidal": "DistilBertModel",
+    "mlm": "DistilBertForMaskedLM",
+    "relu": "DistilBertForMaskedLM",
+    "seqcls": "DistilBertForSequenceClassification",
+    "regression": "DistilBertForSequenceClassification",
+    "multilabel": "DistilBertForSequenceClassification",
+    "choice": "DistilBertForMultipleChoice",
+    "tokcls": "DistilBertForTokenClassification",
+    "qa": "DistilBertForQuestionAnswering",
+}
+HEADS = ("base", "mlm", "seqcls", "choice", "tokcls", "qa")  # one case of each
+
+
+class Torch:
+    prefix = ""
+
+    @staticmethod
+    def tensor(array):
+        import torch
+
+        return torch.from_numpy(np.asarray(array))
+
+    @staticmethod
+    def array(tensor):
+        return tensor.detach().float().numpy()
+
+    @staticmethod
+    def parameters(model):
+        tied = {p.name for p in model.parameter_list() if p.tied_to is not None}
+        return {name: value.detach().numpy() for name, value in model.state_dict().items() if name not in tied}
+
+    @staticmethod
+    def gradients(model, inputs):
+        model(**inputs).loss.backward()
+        return {name: value.grad.numpy() for name, value in model.named_parameters()}
+
+
+class Keras:
+    prefix = "TF"
+
+    @staticmethod
+    def tensor(array):
+        import tensorflow as tf
+
+        return tf.constant(array)
+
+    @staticmethod
+    def array(tensor):
+        import keras
+
+        return keras.ops.convert_to_numpy(keras.ops.cast(tensor, "float32"))
+
+    @staticmethod
+    def parameters(model):
+        from distilbert.tf.loading import to_arrays
+
+        return to_arrays(model)
+
+    @staticmethod
+    def gradients(model, inputs):
+        import tensorflow as tf
+
+        from distilbert.core.spec import KERAS
+
+        with tf.GradientTape() as tape:
+            loss = model(**inputs).loss
+        rows = dict(model.variable_list())
+        gradients = tape.gradient(loss, [value.value for value in rows.values()])
+        return {
+            row.name: np.asarray(tf.convert_to_tensor(gradient)).T
+            if KERAS.is_transposed(row)
+            else np.asarray(tf.convert_to_tensor(gradient))
+            for row, gradient in zip(rows, gradients, strict=True)
+            if gradient is not None
+        }
+
+
+BACKENDS = {"torch": Torch, "tf": Keras}
+
+
+def model_class(backend, case):
+    return getattr(distilbert, BACKENDS[backend].prefix + CASES[case])
+
+
+def load(backend, case, folder=None, **options):
+    return model_class(backend, case).from_pretrained(folder or GOLDEN / f"distilbert-{case}", **options)
+
+
+def golden(case):
+    with np.load(GOLDEN / f"distilbert-{case}" / "golden.npz") as file:
+        return dict(file)
+
+
+def inputs_of(backend, values, labels=True):
+    return {
+        name.removeprefix("in/"): BACKENDS[backend].tensor(value)
+        for name, value in values.items()
+        if name.startswith("in/") and (labels or name in ("in/input_ids", "in/attention_mask"))
+    }
+
+
+def flatten(backend, output):
+    flat = {}
+    for name, value in output.items():
+        flat |= {f"{name}/{i}": v for i, v in enumerate(value)} if isinstance(value, tuple) else {name: value}
+    return {name: BACKENDS[backend].array(value) for name, value in flat.items()}
+
+
+def assert_close(actual, expected, tolerance, name=""):
+    scale = max(1.0, np.abs(expected).max())
+    np.testing.assert_allclose(actual / scale, expected / scale, rtol=0, atol=tolerance, err_msg=name)
