@@ -365,10 +365,11 @@ loaded = keras.models.load_model(folder + "/model.keras")
 assert type(loaded).__name__ == {class_name!r}
 weights = distilbert.{class_name}(loaded.config)
 weights.load_weights(folder + "/model.weights.h5")
-for output in (exported, loaded(given), weights(given), loaded.predict(given, verbose=0)):
+# In a graph kernels are fused, which rounds differently.
+for output, atol in ((loaded(given), 0), (weights(given), 0), (exported, 1e-5), (loaded.predict(given, verbose=0), 1e-5)):
     assert set(output) == set(expected), output
     for name, value in expected.items():
-        np.testing.assert_allclose(output[name], value, rtol=0, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(output[name], value, rtol=1e-5 if atol else 0, atol=atol, err_msg=name)
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=300)
 

@@ -235,6 +235,7 @@ class TFDistilBertModel(PreTrainedModel):
         if inputs_embeds is None:
             input_ids = check_values("input_ids", input_ids, self.config.vocab_size)
         given = input_ids if inputs_embeds is None else inputs_embeds
+        assert given is not None  # check_shapes
         if position_ids is not None or given.shape[1] is None:  # a known length was checked by check_shapes
             numbered = ops.arange(ops.shape(given)[1])[None] if position_ids is None else position_ids
             position_ids = check_values("position_ids", numbered, self.config.max_position_embeddings)

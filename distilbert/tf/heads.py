@@ -48,11 +48,6 @@ class HeadModel(PreTrainedModel):
         """The loss of the head's predictions in ``output``, a scalar in float32."""
         raise NotImplementedError
 
-    def compile(self, optimizer: Any = "adamw", loss: Any = None, **options: Any) -> None:
-        """As ``keras.Model.compile``; without a ``loss`` the model trains on its own."""
-        self.trains_on_own_loss = loss is None
-        super().compile(optimizer, loss, **options)
-
     def split_labels(self, x: Any, y: Any) -> dict[str, Tensor]:
         """The labels by name, from ``y`` (one tensor, one a name, or a mapping) or from among the inputs."""
         labels = {name: x[name] for name in self.label_names if isinstance(x, Mapping) and name in x}
@@ -72,7 +67,7 @@ class HeadModel(PreTrainedModel):
     ) -> Tensor:
         """The compiled loss of the logits, or without one the model's own, plus what layers added."""
         labels = self.split_labels(x, y)
-        if not self.trains_on_own_loss:
+        if self.loss is not None:
             labels, predictions = self.for_keras(labels, y_pred)
             return super().compute_loss(x, labels, predictions, sample_weight, training)
         loss = self.own_loss(y_pred, sample_weight, **labels)

@@ -43,14 +43,16 @@ class PreTrainedModel(FromSpec, keras.Model):
             # On CPUs oneDNN's kernels beat XLA's, and XLA compiles anew for each length: docs/measurements.md.
             self.jit_compile = False
 
-    def compile(self, *arguments: Any, jit_compile: bool | str = "auto", **options: Any) -> None:
+    def compile(
+        self, optimizer: Any = "adamw", loss: Any = None, *, jit_compile: bool | str = "auto", **options: Any
+    ) -> None:
         """As ``keras.Model.compile``; without a ``loss`` a head trains on its own.
 
         ``jit_compile="auto"`` is off on TensorFlow, where XLA is slower on CPUs and compiles for every length.
         """
         if jit_compile == "auto" and keras.backend.backend() == "tensorflow":
             jit_compile = False
-        super().compile(*arguments, jit_compile=jit_compile, **options)
+        super().compile(optimizer, loss, jit_compile=jit_compile, **options)
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         """Call the model with keyword arguments, one tensor, a list in the order of ``call``, or a mapping.
@@ -288,7 +290,7 @@ def _restore(names: tuple[str, ...], values: Any) -> ModelOutput:
 
 
 # Lets Keras look inside an output, as predict and functional models must; on JAX and PyTorch also theirs.
-optree.register_pytree_node(ModelOutput, _names_and_values, _restore, namespace="keras")
+optree.register_pytree_node(ModelOutput, _names_and_values, _restore, namespace="keras")  # type: ignore[arg-type]
 if keras.backend.backend() == "jax":
     import jax
 
