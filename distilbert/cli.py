@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import importlib
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from distilbert.core.backends import choose_backend
 from distilbert.core.errors import DistilBertError
 from distilbert.core.files import replace_file
 
@@ -48,6 +50,13 @@ class Function(StrEnum):
     none = "none"
 
 
+class Framework(StrEnum):
+    """What computes."""
+
+    torch = "torch"
+    tf = "tf"
+
+
 @app.callback()
 def _commands() -> None:
     """Use, train and convert DistilBERT."""
@@ -58,6 +67,9 @@ def run(
     task: Annotated[Task, typer.Option(help="What to compute.")],
     model: Annotated[str, typer.Option(help="A folder with a saved model, or a Hub id.")],
     texts: Annotated[list[str] | None, typer.Argument(help="Texts; without any, --input is read.")] = None,
+    framework: Annotated[
+        Framework | None, typer.Option(help="What computes; by default torch, or what is installed.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: as stored.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …, or auto.")] = "cpu",
     batch_size: Annotated[int, typer.Option(min=1, help="Texts the model sees at a time.")] = 32,
@@ -81,10 +93,11 @@ def run(
         # Imported only now: a wrong argument is reported before a framework spends seconds on loading.
         from distilbert.core.tokenizer import DistilBertTokenizer
         from distilbert.pipelines import text_classification
-        from distilbert.pt.inference import InferenceModel
 
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow tells much about itself
+        inference = importlib.import_module(f"{choose_backend(framework)}.inference")
         tokenizer = DistilBertTokenizer.from_pretrained(model)
-        network = InferenceModel(text_classification.HEAD, model, dtype=dtype, device=device)
+        network = inference.InferenceModel(text_classification.HEAD, model, dtype=dtype, device=device)
         pipeline = text_classification.TextClassificationPipeline(network, network.config, tokenizer)
         with show_progress() as advance:
             for window in windows:

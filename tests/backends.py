@@ -1,9 +1,11 @@
 """One way to drive every backend, so that a contract is written once: arrays in, arrays out, canonical names."""
 
+import hashlib
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import h5py
 import numpy as np
 from conftest import GOLDEN
 
@@ -124,3 +126,24 @@ def flatten(backend, output):
 def assert_close(actual, expected, tolerance, name=""):
     scale = max(1.0, np.abs(expected).max())
     np.testing.assert_allclose(actual / scale, expected / scale, rtol=0, atol=tolerance, err_msg=name)
+
+
+def digest(folder):
+    """A fingerprint of the weights that a folder holds: names, lists of names, values."""
+    total = hashlib.sha256()
+
+    def add(name, item):
+        lists = {key: np.atleast_1d(value).tolist() for key, value in sorted(item.attrs.items())}
+        total.update(repr((name, lists)).encode())
+        if isinstance(item, h5py.Dataset):
+            total.update(item[()].tobytes())
+
+    for path in sorted(folder.glob("*model*")):
+        total.update(path.name.encode())
+        if path.suffix == ".h5":
+            with h5py.File(path) as file:
+                add("", file)
+                file.visititems(add)
+        else:
+            total.update(path.read_bytes())
+    return total.hexdigest()

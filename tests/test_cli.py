@@ -55,6 +55,22 @@ def test_top_k_and_function():
     assert logit["score"] > 1
 
 
+def test_frameworks_agree():
+    texts = ["a wonderful film", "the plot is a mess", "x " * 30, "bad"]
+    expected = answers(run("--framework", "torch", *texts))
+    found = answers(run("--framework", "tf", *texts))
+    assert [answer["label"] for answer in found] == [answer["label"] for answer in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+
+
+def test_bad_devices_and_dtypes_of_tensorflow_are_explained():
+    for arguments, message in ((("--device", "gpu:7"), "Keras cannot use"), (("--dtype", "int8"), "dtype is 'int8'")):
+        result = run("--framework", "tf", *arguments, "a film")
+        assert result.returncode == 1
+        assert message in result.stderr.decode()
+
+
 def test_odd_lines_each_get_an_answer():
     lines = [b"\xef\xbb\xbfa film", b"", b"\xff\xfe bad", b"good " * 20000, "\u2028 \x00 \U0001f600".encode()]
     result = run(stdin=b"\n".join(lines) + b"\n")
@@ -161,11 +177,12 @@ def test_unwritable_output_and_absent_input(tmp_path):
     assert run("a film", "--input", tmp_path / "x").returncode == 2
 
 
-def test_real_checkpoint_gives_the_stated_accuracy(shared, tmp_path):
+@pytest.mark.parametrize("framework", ["torch", "tf"])
+def test_real_checkpoint_gives_the_stated_accuracy(shared, framework):
     """769 of 872 on SST-2 dev, and transformers' label for every sentence."""
     rows = [line.split("\t") for line in (shared / "data/sst2/dev.tsv").read_text().splitlines()]
     model = shared / "checkpoints/distilbert-sst2"
-    found = answers(run(stdin="\n".join(text for text, _ in rows).encode(), model=model))
+    found = answers(run("--framework", framework, stdin="\n".join(text for text, _ in rows).encode(), model=model))
     assert (
         sum((answer["label"] == "POSITIVE") == int(label) for answer, (_, label) in zip(found, rows, strict=True))
         == 769

@@ -1,5 +1,6 @@
 """What Keras users do with the TensorFlow backend, beyond the golden cases."""
 
+import json
 import os
 import subprocess
 import sys
@@ -372,6 +373,17 @@ for output, atol in ((loaded(given), 0), (weights(given), 0), (exported, 1e-5), 
         np.testing.assert_allclose(output[name], value, rtol=1e-5 if atol else 0, atol=atol, err_msg=name)
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=300)
+
+
+@pytest.mark.parametrize("size", ["5GB", "30KB"])
+@pytest.mark.parametrize("format", ["h5", "safetensors"])
+@pytest.mark.parametrize("case", HEADS)
+def test_files_are_those_that_transformers_has_read(case, format, size, tmp_path):
+    """read_by_transformers.json says how far its TensorFlow classes' outputs were from the golden ones."""
+    evidence = json.loads((GOLDEN / "read_by_transformers.json").read_text())["files"][f"{case} {format} {size}"]
+    load(case).save_pretrained(tmp_path, format=format, max_shard_size=size)
+    assert backends.digest(tmp_path) == evidence["digest"]
+    assert evidence["largest_difference"] < 1e-5
 
 
 def test_summary(capsys):

@@ -6,6 +6,22 @@ import importlib.util
 
 from distilbert.core.errors import MissingBackendError
 
+# By the name of the extra: what has to be installed, and our package for it. The first is the default.
+BACKENDS = {"torch": ("torch", "distilbert.pt"), "tf": ("tensorflow", "distilbert.tf")}
+
+
+def choose_backend(extra: str | None = None) -> str:
+    """Our package for a framework, by default for the first that is installed.
+
+    Raises:
+        MissingBackendError: the framework, or any at all, is not installed.
+    """
+    for name, (module, package) in BACKENDS.items():
+        if extra in (None, name) and importlib.util.find_spec(module) is not None:
+            return package
+    wanted = BACKENDS[extra][0] if extra else " or ".join(module for module, _ in BACKENDS.values())
+    raise MissingBackendError(f'{wanted} is not installed; try: pip install "distilbert[{extra or "torch"}]"')
+
 
 def require_backend(module: str, extra: str) -> None:
     """Say which extra to install where a framework is missing.

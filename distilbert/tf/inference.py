@@ -1,0 +1,101 @@
+"""Numpy in, numpy out: what pipelines ask of a backend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from distilbert.core.config import DistilBertConfig
+from distilbert.core.errors import CheckpointError, InputError
+from distilbert.core.inputs import check_range
+from distilbert.tf import heads
+from distilbert.tf.encoder import TFDistilBertModel
+from distilbert.tf.model import PreTrainedModel
+
+MODELS: dict[str, type[PreTrainedModel]] = {
+    model.head: model
+    for model in (
+        TFDistilBertModel,
+        heads.TFDistilBertForMaskedLM,
+        heads.TFDistilBertForSequenceClassification,
+        heads.TFDistilBertForMultipleChoice,
+        heads.TFDistilBertForTokenClassification,
+        heads.TFDistilBertForQuestionAnswering,
+    )
+}
+
+
+class InferenceModel:
+    """A trained model that maps arrays to arrays.
+
+    Args:
+        head: the spec's name for what to compute.
+        name_or_path: a folder, or a Hub id.
+        dtype: a Keras policy such as ``"float32"`` or ``"bfloat16"``, or ``"auto"``.
+        device: ``"auto"``, or a device of Keras, for example ``"cpu"`` or ``"gpu:0"``.
+        where: ``revision``, ``cache_dir``, ``local_files_only``, ``token``.
+
+    Raises:
+        CheckpointError: the checkpoint is absent, damaged, or was not trained with this head.
+        InputError: a device that is not there.
+    """
+
+    def __init__(
+        self,
+        head: str,
+        name_or_path: str | Path,
+        *,
+        dtype: str | None = None,
+        device: str | None = None,
+        **where: Any,
+    ) -> None:
+        self.device = parse_device(device)
+        with keras.device(self.device):
+            loaded = MODELS[head].from_pretrained(name_or_path, dtype=dtype, output_loading_info=True, **where)
+        self.model, report = loaded  # type: ignore[misc]
+        if report.missing:
+            raise CheckpointError(
+                f"{name_or_path}: holds no trained {head} head (it lacks {', '.join(report.missing)}); "
+                "train one first, or pick another task"
+            )
+
+    @property
+    def config(self) -> DistilBertConfig:
+        """The loaded model's config."""
+        return self.model.config
+
+    def __call__(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> dict[str, np.ndarray]:
+        """Run one batch.
+
+        Args:
+            input_ids: integers (B, L).
+            attention_mask: (B, L), 1 for tokens and 0 for padding.
+
+        Returns:
+            The model's outputs by name, as float32.
+
+        Raises:
+            InputError: an id outside the vocabulary, or a sequence too long for the model.
+        """
+        check_range("input_ids", int(input_ids.min()), int(input_ids.max()), self.config.vocab_size)
+        with keras.device(self.device):
+            output = self.model.predict_on_batch({"input_ids": input_ids, "attention_mask": attention_mask})
+        return {name: np.asarray(value, np.float32) for name, value in output.items()}
+
+
+def parse_device(device: str | None) -> str:
+    """The device that ``device`` names, as Keras calls it.
+
+    Raises:
+        InputError: it is not there.
+    """
+    present = [kind for kind in ("gpu", "tpu", "cpu") if keras.distribution.list_devices(kind)]
+    if device == "auto":
+        return f"{present[0]}:0"
+    kind, _, number = (device or "cpu").replace("cuda", "gpu").partition(":")
+    if kind not in present or int(number or 0) >= len(keras.distribution.list_devices(kind)):
+        raise InputError(f"device is {device!r}, which Keras cannot use here; it sees {', '.join(present)}")
+    return f"{kind}:{number or 0}"
