@@ -141,7 +141,12 @@ def write(path: Path, layers: Mapping[str, Mapping[str, np.ndarray]], scope: str
         path: the file.
         layers: by name of the layer, its weights by name. An array that stands in two layers is stored once.
         scope: what the names begin with, by transformers' habit the class in snake case.
+
+    Raises:
+        CheckpointError: a dtype that HDF5 lacks, such as bfloat16.
     """
+    for tensors in layers.values():
+        _check_storable(path, tensors)
     with h5py.File(path, "w") as file:
         file.attrs["backend"] = "tensorflow"
         file.attrs["keras_version"] = "2.19.0"  # whose layout this is
@@ -158,11 +163,25 @@ def write(path: Path, layers: Mapping[str, Mapping[str, np.ndarray]], scope: str
 
 
 def write_shard(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write a part of a checkpoint that is split over several files."""
+    """Write a part of a checkpoint that is split over several files.
+
+    Raises:
+        CheckpointError: a dtype that HDF5 lacks, such as bfloat16.
+    """
+    _check_storable(path, tensors)
     with h5py.File(path, "w") as file:
         _put_texts(file, "layer_names", [f"{name}:0" for name in tensors])
         for name, tensor in tensors.items():
             file.create_dataset(f"{name}:0", data=tensor)
+
+
+def _check_storable(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Keras 2 knew numpy's types only."""
+    for tensor in tensors.values():
+        if tensor.dtype.kind not in "fiub":
+            raise CheckpointError(
+                f"{path.name}: HDF5 has no {tensor.dtype}; save as safetensors, or load as float32 before saving"
+            )
 
 
 def _put_texts(group: h5py.Group, attribute: str, texts: list[str]) -> None:
