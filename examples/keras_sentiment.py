@@ -19,6 +19,7 @@ BATCH = 32
 
 
 def read(path: str) -> tuple[list[str], list[int]]:
+    """Texts and labels of a file."""
     lines = [line.rsplit("\t", 1) for line in Path(path).read_text("utf-8").splitlines()]
     return [text for text, _ in lines], [int(label) for _, label in lines]
 
@@ -30,16 +31,16 @@ def dataset(tokenizer: DistilBertTokenizer, path: str, shuffle: bool = False) ->
     rows = tf.data.Dataset.from_tensor_slices((ids, labels))
     if shuffle:
         rows = rows.shuffle(len(labels))
-    batches = rows.ragged_batch(BATCH) if hasattr(rows, "ragged_batch") else rows.batch(BATCH)
 
     def pad(ids: tf.RaggedTensor, labels: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         padded = ids.to_tensor(tokenizer.pad_token_id)
         return {"input_ids": padded, "attention_mask": tf.sequence_mask(ids.row_lengths(), dtype=tf.int32)}, labels
 
-    return batches.map(pad).prefetch(tf.data.AUTOTUNE)
+    return rows.ragged_batch(BATCH).map(pad).prefetch(tf.data.AUTOTUNE)
 
 
 def main() -> None:
+    """Train, evaluate, save, serve."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("checkpoint", "train", "dev", "output"):
         parser.add_argument(name)

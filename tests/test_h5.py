@@ -74,7 +74,7 @@ def test_missing_extra_and_misshapen_weights_are_named(file, caplog):
         load(file)
     with h5py.File(file, "r+") as opened:
         del opened["distilbert"]
-    with pytest.raises(CheckpointError, match="encoder weights are missing: distilbert.embeddings.word_embeddings"):
+    with pytest.raises(CheckpointError, match=r"encoder weights are missing: distilbert\.embeddings"):
         load(file, ignore_mismatched_sizes=True)
 
 

@@ -17,6 +17,7 @@ import distilbert
 from distilbert import DistilBertConfig
 from distilbert.core.errors import CheckpointError, InputError
 
+IDS = np.ones((2, 4), int)
 TINY = {"vocab_size": 50, "max_position_embeddings": 16, "n_layers": 2, "n_heads": 2, "dim": 16, "hidden_dim": 32}
 
 
@@ -462,6 +463,28 @@ def test_pruned_heads_are_saved(tmp_path):
     assert_same(flatten(keras.models.load_model(tmp_path / "model.keras")(given)), expected)
 
 
+def test_an_untied_output_projection(tmp_path):
+    keras.utils.set_random_seed(0)
+    model = distilbert.TFDistilBertForMaskedLM(DistilBertConfig(**TINY, tie_word_embeddings=False))
+    model.save_pretrained(tmp_path)
+    loaded = distilbert.TFDistilBertForMaskedLM.from_pretrained(tmp_path)
+    expected = flatten(model(IDS))
+    assert_same(flatten(loaded(IDS)), expected, 0)
+    loaded.resize_token_embeddings(60)
+    np.testing.assert_allclose(flatten(loaded(IDS))["logits"][..., :50], expected["logits"], rtol=0, atol=1e-6)
+
+
+def test_low_rank_adapters_are_saved_merged(tmp_path):
+    model = load("seqcls")
+    query = model.distilbert.stack[0].part("query")
+    query.enable_lora(2)
+    model.compile(keras.optimizers.Adam(1e-2))
+    model.fit(IDS, np.array([0, 1]), epochs=3, verbose=0)
+    assert np.abs(np.asarray(query.lora_kernel_b)).max() > 0
+    model.save_pretrained(tmp_path)
+    assert_same(flatten(load("seqcls", tmp_path)(IDS)), flatten(model(IDS)), 1e-5)
+
+
 def test_another_number_of_labels(caplog):
     model, report = load("seqcls", num_labels=7, ignore_mismatched_sizes=True, output_loading_info=True)
     assert sorted(report.mismatched) == ["classifier.bias", "classifier.weight"]
@@ -531,6 +554,9 @@ for dtype in ("float32", "bfloat16"):
     model = distilbert.TFDistilBertForSequenceClassification.from_pretrained({str(golden_case)!r}, dtype=dtype)
     predicted = model.predict(given, verbose=0)
     assert np.abs(np.asarray(predicted["logits"], "float32") - values["out/logits"]).max() < (1e-5 if dtype == "float32" else 0.2)
+if keras.backend.backend() == "jax":  # compiled: nothing can be raised, but nothing is made up either
+    for wrong in (97, -1):
+        assert np.isnan(model.predict(np.full((1, 4), wrong), verbose=0)["logits"]).all()
 try:
     model(np.full((1, 4), 97))
     raise SystemExit("an id outside the vocabulary was accepted")
@@ -557,8 +583,6 @@ np.testing.assert_allclose(two, one, rtol=1e-5)
 
 
 # Bad input: one line that says what is wrong
-
-IDS = np.ones((2, 4), int)
 
 
 @pytest.mark.parametrize(

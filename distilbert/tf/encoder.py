@@ -52,7 +52,7 @@ class Embeddings(FromSpec):
         super().__init__(**options)
         self.add_parts(listed, config)
         self.pad_token_id = config.pad_token_id
-        self.dropout = keras.layers.Dropout(config.hidden_dropout_prob, dtype=self.dtype_policy)
+        self.dropout = keras.layers.Dropout(config.hidden_dropout_prob, name="dropout", dtype=self.dtype_policy)
 
     def call(
         self,
@@ -78,9 +78,11 @@ class Layer(FromSpec):
         super().__init__(**options)
         self.add_parts(listed, config)
         self.head_size = config.hidden_size // config.num_attention_heads
-        self.attention_dropout = keras.layers.Dropout(config.attention_probs_dropout_prob, dtype=self.dtype_policy)
+        self.attention_dropout = keras.layers.Dropout(
+            config.attention_probs_dropout_prob, name="attention_dropout", dtype=self.dtype_policy
+        )
         self.activation = get_activation(config.hidden_act)
-        self.dropout = keras.layers.Dropout(config.hidden_dropout_prob, dtype=self.dtype_policy)
+        self.dropout = keras.layers.Dropout(config.hidden_dropout_prob, name="dropout", dtype=self.dtype_policy)
 
     def call(
         self,
@@ -170,8 +172,9 @@ class TFDistilBertModel(PreTrainedModel):
 
         Raises:
             InputError: neither or both of ids and embeddings, a sequence longer than the position table, an id
-                outside the vocabulary, a mask of another shape. In a TensorFlow graph, values that are out of
-                range end in ``tf.errors.InvalidArgumentError``; under XLA nothing can check them.
+                outside the vocabulary, a mask of another shape. In a TensorFlow graph, values out of range end
+                in ``tf.errors.InvalidArgumentError``, and in NaN where JAX compiles; TensorFlow's own XLA
+                (``jit_compile=True``) cannot check them.
         """
         config = self.config
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
@@ -269,7 +272,8 @@ def check_values(name: str, values: Tensor, limit: int, ignored: int | None = No
     judged = values if ignored is None else ops.where(ops.equal(values, ignored), 0, values)
     try:
         low, high = int(ops.min(judged)), int(ops.max(judged))
-    except (TypeError, ValueError):
-        return values  # not known yet: another framework is tracing a graph
+    except (TypeError, ValueError):  # not known yet: another framework is tracing a graph
+        # JAX answers NaN past the end of a table, but counts negative numbers from there.
+        return values if ignored is not None else ops.where(values < 0, limit, values)
     inputs.check_range(name, low, high, limit)
     return values

@@ -123,7 +123,9 @@ class TFDistilBertForMaskedLM(HeadModel):
     ) -> Output:
         """``labels`` (B, L), -100 where no prediction counts; returns ``loss`` and ``logits`` (B, L, V)."""
         inputs = (input_ids, attention_mask, head_mask, inputs_embeds, position_ids)
-        encoded = self.distilbert(*inputs, output_attentions, output_hidden_states, True, training, token_type_ids)
+        encoded = self.get_base_model()(
+            *inputs, output_attentions, output_hidden_states, True, training, token_type_ids
+        )
         batch, length, size = ops.shape(encoded.last_hidden_state)
         hidden_ND = ops.reshape(encoded.last_hidden_state, (-1, size))
         transformed_ND = self.activation(self.part("transform")(hidden_ND))
@@ -150,7 +152,7 @@ class TFDistilBertForSequenceClassification(HeadModel):
 
     def __init__(self, config: DistilBertConfig, **options: Any) -> None:
         super().__init__(config, **options)
-        self.dropout = keras.layers.Dropout(config.seq_classif_dropout, dtype=self.dtype_policy)
+        self.dropout = keras.layers.Dropout(config.seq_classif_dropout, name="dropout", dtype=self.dtype_policy)
 
     def call(
         self,
@@ -169,7 +171,7 @@ class TFDistilBertForSequenceClassification(HeadModel):
         """``labels`` as ``classification_loss`` takes them; returns ``loss`` and ``logits`` (B, C)."""
         inputs = (input_ids, attention_mask, head_mask, inputs_embeds, position_ids)
         outputs = (output_attentions, output_hidden_states, True, training, token_type_ids)
-        encoded = self.distilbert(*inputs, *outputs, first_token_only=True)
+        encoded = self.get_base_model()(*inputs, *outputs, first_token_only=True)
         pooled_BD = ops.relu(self.part("pre_classifier")(encoded.last_hidden_state[:, 0]))
         output = ModelOutput(logits=self.part("classifier")(self.dropout(pooled_BD, training=training)))
         loss = None if labels is None else self.own_loss(output, labels=labels)
@@ -196,7 +198,7 @@ class TFDistilBertForMultipleChoice(HeadModel):
 
     def __init__(self, config: DistilBertConfig, **options: Any) -> None:
         super().__init__(config, **options)
-        self.dropout = keras.layers.Dropout(config.seq_classif_dropout, dtype=self.dtype_policy)
+        self.dropout = keras.layers.Dropout(config.seq_classif_dropout, name="dropout", dtype=self.dtype_policy)
 
     def call(
         self,
@@ -221,7 +223,7 @@ class TFDistilBertForMultipleChoice(HeadModel):
         ids, mask, embeds, positions, types = (None if row is None else flatten_choices(row) for row in rows)
         inputs = (ids, mask, head_mask, embeds, positions)
         outputs = (output_attentions, output_hidden_states, True, training, types)
-        encoded = self.distilbert(*inputs, *outputs, first_token_only=True)
+        encoded = self.get_base_model()(*inputs, *outputs, first_token_only=True)
         pooled = ops.relu(self.part("pre_classifier")(encoded.last_hidden_state[:, 0]))
         logits = self.part("classifier")(self.dropout(pooled, training=training))
         output = ModelOutput(logits=ops.reshape(logits, (-1, choices)))
@@ -247,7 +249,7 @@ class TFDistilBertForTokenClassification(HeadModel):
 
     def __init__(self, config: DistilBertConfig, **options: Any) -> None:
         super().__init__(config, **options)
-        self.dropout = keras.layers.Dropout(config.hidden_dropout_prob, dtype=self.dtype_policy)
+        self.dropout = keras.layers.Dropout(config.hidden_dropout_prob, name="dropout", dtype=self.dtype_policy)
 
     def call(
         self,
@@ -265,7 +267,9 @@ class TFDistilBertForTokenClassification(HeadModel):
     ) -> Output:
         """``labels`` (B, L), -100 where none counts; returns ``loss`` and ``logits`` (B, L, C)."""
         inputs = (input_ids, attention_mask, head_mask, inputs_embeds, position_ids)
-        encoded = self.distilbert(*inputs, output_attentions, output_hidden_states, True, training, token_type_ids)
+        encoded = self.get_base_model()(
+            *inputs, output_attentions, output_hidden_states, True, training, token_type_ids
+        )
         output = ModelOutput(logits=self.part("classifier")(self.dropout(encoded.last_hidden_state, training=training)))
         loss = None if labels is None else self.own_loss(output, labels=labels)
         return self.answer(encoded, return_dict, loss=loss, **output)
@@ -286,7 +290,7 @@ class TFDistilBertForQuestionAnswering(HeadModel):
 
     def __init__(self, config: DistilBertConfig, **options: Any) -> None:
         super().__init__(config, **options)
-        self.dropout = keras.layers.Dropout(config.qa_dropout, dtype=self.dtype_policy)
+        self.dropout = keras.layers.Dropout(config.qa_dropout, name="dropout", dtype=self.dtype_policy)
 
     def call(
         self,
@@ -305,7 +309,9 @@ class TFDistilBertForQuestionAnswering(HeadModel):
     ) -> Output:
         """Positions (B,), see ``span_loss``; returns ``loss``, ``start_logits`` and ``end_logits`` (B, L)."""
         inputs = (input_ids, attention_mask, head_mask, inputs_embeds, position_ids)
-        encoded = self.distilbert(*inputs, output_attentions, output_hidden_states, True, training, token_type_ids)
+        encoded = self.get_base_model()(
+            *inputs, output_attentions, output_hidden_states, True, training, token_type_ids
+        )
         spans_BL2 = self.part("spans")(self.dropout(encoded.last_hidden_state, training=training))
         output = ModelOutput(start_logits=spans_BL2[..., 0], end_logits=spans_BL2[..., 1])
         loss = None

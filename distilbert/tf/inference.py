@@ -54,8 +54,9 @@ class InferenceModel:
     ) -> None:
         self.device = parse_device(device)
         with keras.device(self.device):
-            loaded = MODELS[head].from_pretrained(name_or_path, dtype=dtype, output_loading_info=True, **where)
-        self.model, report = loaded  # type: ignore[misc]
+            loaded: Any = MODELS[head].from_pretrained(name_or_path, dtype=dtype, output_loading_info=True, **where)
+        self.model: PreTrainedModel = loaded[0]
+        report = loaded[1]
         if report.missing:
             raise CheckpointError(
                 f"{name_or_path}: holds no trained {head} head (it lacks {', '.join(report.missing)}); "
