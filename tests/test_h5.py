@@ -181,6 +181,7 @@ def test_compressed_and_half_precision_weights(tmp_path):
     values = np.random.default_rng(0).normal(size=(64, 8))
     with h5py.File(path, "w") as opened:
         opened.attrs["layer_names"] = [b"a"]
+        opened.create_group("a").attrs["weight_names"] = [b"scope/x:0", b"scope/y:0"]
         opened.create_dataset("a/scope/x:0", data=values.astype("f2"), compression="gzip", shuffle=True)
         opened.create_dataset("a/scope/y:0", data=values.astype(">f8"))
     read = h5.read(path)

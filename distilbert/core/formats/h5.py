@@ -1,9 +1,8 @@
 """``tf_model.h5``: weights as Keras 2 wrote them for transformers 4. Neither Keras nor TensorFlow is needed.
 
-A whole checkpoint keeps each weight at ``<layer>/<scope>/<name>``, where the root's ``layer_names`` lists the
-layers; in a shard of a larger one, ``layer_names`` lists the full names of the weights. The scope repeats the
-model's class, sometimes with a number, and says nothing. A file may hold a tied weight once under each layer
-that uses it.
+A whole checkpoint keeps each weight at ``<layer>/<scope>/<name>``, and each layer lists its ``weight_names``; a
+shard of a larger one keeps it at ``<name>`` and has no such lists. The scope repeats the model's class, sometimes
+with a number, and says nothing. A file may hold a tied weight once under each layer that uses it.
 
 HDF5 can also point at other files, at itself, and at sizes that are not there; what a Keras file never does is
 refused here before the HDF5 library follows it.
@@ -40,15 +39,15 @@ def read(path: Path) -> dict[str, np.ndarray]:
     data = map_file(path)
     try:
         with h5py.File(path, "r") as file:
-            if "layer_names" not in file.attrs and "layer_names0" not in file.attrs:
+            if not _has_list(file, "layer_names"):
                 raise CheckpointError(
                     f"{path}: has no layer_names, expected a tf_model.h5 as transformers writes it; "
                     "a .weights.h5 of Keras 3 is loaded with model.load_weights"
                 )
-            flat = set(_texts(file, "layer_names"))
             tensors: dict[str, np.ndarray] = {}
             for full, dataset in _datasets(file["/"], path):
-                name = full.removesuffix(":0") if full in flat else plain_name(full.partition("/")[2])
+                layer, _, below = full.partition("/")
+                name = plain_name(below) if _has_list(file[layer], "weight_names") else full.removesuffix(":0")
                 tensor = _array(dataset, data, path)
                 if name in tensors and not _same(tensors[name], tensor):
                     raise CheckpointError(f"{path}: holds {name} more than once, with different values")
@@ -75,12 +74,9 @@ def scope(class_name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", class_name).lower()
 
 
-def _texts(group: h5py.Group, attribute: str) -> Iterator[str]:
-    """A list of texts, which may be spread over attributes that end in 0, 1, …"""
-    for name, value in group.attrs.items():
-        if name.rstrip("0123456789") == attribute:
-            for text in np.atleast_1d(value):
-                yield text.decode("utf-8") if isinstance(text, bytes) else str(text)
+def _has_list(item: h5py.HLObject, attribute: str) -> bool:
+    """Whether there is a list of names. It is not read: the names are in the file anyway, the list may be damaged."""
+    return attribute in item.attrs or f"{attribute}0" in item.attrs
 
 
 def _datasets(root: h5py.Group, path: Path) -> Iterator[tuple[str, h5py.Dataset]]:
