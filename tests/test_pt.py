@@ -7,6 +7,8 @@ import pickle
 import backends
 import pytest
 import torch
+import torch.distributed
+import torch.multiprocessing
 from backends import CASES, golden
 from conftest import GOLDEN
 
@@ -245,3 +247,29 @@ def test_token_type_ids_are_ignored_with_one_warning(caplog):
     for _ in range(2):
         torch.testing.assert_close(first(model(**inputs, token_type_ids=types)), expected)
     assert len(caplog.records) == 1
+
+
+def distributed_worker(rank, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    replica = torch.nn.parallel.DistributedDataParallel(load("mlm"))
+    ids = torch.randint(5, 97, (4, 9), generator=torch.Generator().manual_seed(0))
+    half = ids[2 * rank : 2 * rank + 2]
+    replica(input_ids=half, labels=half).loss.backward()
+    torch.save({name: value.grad for name, value in replica.module.named_parameters()}, f"{folder}/{rank}.pt")
+    # Both must be through before either tears its connections down, or gloo's threads abort the other process.
+    torch.distributed.barrier()
+    del replica
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this PyTorch was built without gloo")
+def test_distributed_data_parallel_gives_the_gradients_of_one_process(tmp_path):
+    torch.multiprocessing.spawn(distributed_worker, (str(tmp_path),), nprocs=2)
+    model = load("mlm")
+    ids = torch.randint(5, 97, (4, 9), generator=torch.Generator().manual_seed(0))
+    model(input_ids=ids, labels=ids).loss.backward()
+    for rank in range(2):
+        gradients = torch.load(tmp_path / f"{rank}.pt")
+        for name, value in model.named_parameters():
+            torch.testing.assert_close(gradients[name], value.grad, rtol=1e-4, atol=1e-6, msg=name)
