@@ -66,6 +66,19 @@ class LoadReport:
     mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)  # found, expected
 
 
+def require_head(report: LoadReport, head: str, source: str | Path) -> None:
+    """Refuse to answer with a head that was never trained.
+
+    Raises:
+        CheckpointError: the checkpoint lacks weights of the head.
+    """
+    if report.missing:
+        raise CheckpointError(
+            f"{source}: holds no trained {head} head (it lacks {', '.join(report.missing)}); "
+            "train one first, or pick another task"
+        )
+
+
 def read_checkpoint(name_or_path: str | Path, **where: Any) -> tuple[Tensors, Path]:
     """Open a checkpoint's weights, whichever of the known formats it is stored in.
 

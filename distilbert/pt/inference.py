@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from distilbert.core.checkpoint import require_head
 from distilbert.core.config import DistilBertConfig
-from distilbert.core.errors import CheckpointError, InputError
+from distilbert.core.errors import InputError
 from distilbert.core.inputs import check_range
 from distilbert.core.outputs import ModelOutput
 from distilbert.pt import heads
@@ -57,11 +58,7 @@ class InferenceModel:
             name_or_path, dtype=dtype, device=device, output_loading_info=True, **where
         )
         self.model, report = loaded  # type: ignore[misc]
-        if report.missing:
-            raise CheckpointError(
-                f"{name_or_path}: holds no trained {head} head (it lacks {', '.join(report.missing)}); "
-                "train one first, or pick another task"
-            )
+        require_head(report, head, name_or_path)
 
     @property
     def config(self) -> DistilBertConfig:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from distilbert.core.config import DistilBertConfig
-from distilbert.core.errors import InputError
+from distilbert.core import surgery
 from distilbert.core.spec import parameters
 from distilbert.pt.parameters import initialize, replace_value
 
@@ -33,12 +32,7 @@ def resize_token_embeddings(
     Raises:
         InputError: a size below 1. ConfigError: one that cuts off the padding token.
     """
-    count = model.config.vocab_size if new_num_tokens is None else new_num_tokens
-    if pad_to_multiple_of is not None:
-        if pad_to_multiple_of < 1:
-            raise InputError(f"pad_to_multiple_of is {pad_to_multiple_of}, expected at least 1")
-        count = -(-count // pad_to_multiple_of) * pad_to_multiple_of
-    _resize(model, "vocab_size", count)
+    _resize(model, "vocab_size", surgery.token_count(model.config, new_num_tokens, pad_to_multiple_of))
     return model.get_input_embeddings()
 
 
@@ -65,27 +59,20 @@ def prune_heads(model: PreTrainedModel, heads_to_prune: Mapping[int, list[int]])
     Raises:
         ConfigError: a layer or head that does not exist, or all heads of a layer.
     """
-    before = model.config.pruned_heads
-    after = {layer: sorted({*before.get(layer, ()), *heads}) for layer, heads in heads_to_prune.items()}
-    changed = DistilBertConfig.from_dict(model.config.to_dict(), pruned_heads=before | after)
-    head_size = model.config.hidden_size // model.config.num_attention_heads
+    changed = surgery.pruned(model.config, heads_to_prune)
     for parameter in parameters(model.config, model.head, model.family):
-        if "attention_size" not in parameter.axes or parameter.layer not in after:
+        if "attention_size" not in parameter.axes or parameter.layer not in heads_to_prune:
             continue
         old = model.get_parameter(parameter.name)
-        present = [h for h in range(model.config.num_attention_heads) if h not in before.get(parameter.layer, ())]
-        kept = [place for place, head in enumerate(present) if head not in after[parameter.layer]]
-        rows = torch.tensor(kept, device=old.device)[:, None] * head_size + torch.arange(head_size, device=old.device)
+        rows = torch.from_numpy(surgery.kept_rows(parameter, model.config, changed)).to(old.device)
         axis = parameter.axes.index("attention_size")
-        replace_value(model, parameter.name, old.detach().index_select(axis, rows.flatten()))
+        replace_value(model, parameter.name, old.detach().index_select(axis, rows))
     model.config.pruned_heads = changed.pruned_heads
 
 
 def _resize(model: PreTrainedModel, axis: str, size: int) -> None:
     """Give every parameter that has ``axis`` another length of it, and keep the values there is room for."""
-    if not isinstance(size, int) or size < 1:
-        raise InputError(f"{axis} cannot become {size!r}, expected an integer of at least 1")
-    changed = DistilBertConfig.from_dict(model.config.to_dict(), **{axis: size})
+    changed = surgery.resized(model.config, axis, size)
     for parameter in parameters(changed, model.head, model.family):
         if axis not in parameter.axes or parameter.tied_to is not None:
             continue

@@ -8,8 +8,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from distilbert.core.checkpoint import require_head
 from distilbert.core.config import DistilBertConfig
-from distilbert.core.errors import CheckpointError, InputError
+from distilbert.core.errors import InputError
 from distilbert.core.inputs import check_range
 from distilbert.tf import heads
 from distilbert.tf.encoder import TFDistilBertModel
@@ -56,12 +57,7 @@ class InferenceModel:
         with keras.device(self.device):
             loaded: Any = MODELS[head].from_pretrained(name_or_path, dtype=dtype, output_loading_info=True, **where)
         self.model: PreTrainedModel = loaded[0]
-        report = loaded[1]
-        if report.missing:
-            raise CheckpointError(
-                f"{name_or_path}: holds no trained {head} head (it lacks {', '.join(report.missing)}); "
-                "train one first, or pick another task"
-            )
+        require_head(loaded[1], head, name_or_path)
 
     @property
     def config(self) -> DistilBertConfig:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import keras
 import numpy as np
 
+from distilbert.core import surgery
 from distilbert.core.config import DistilBertConfig
-from distilbert.core.errors import InputError
 from distilbert.core.spec import KERAS, Parameter
 from distilbert.tf.loading import to_array
 from distilbert.tf.parameters import make_part, replace_part, variable
@@ -34,12 +34,7 @@ def resize_token_embeddings(
     Raises:
         InputError: a size below 1. ConfigError: one that cuts off the padding token.
     """
-    count = model.config.vocab_size if new_num_tokens is None else new_num_tokens
-    if pad_to_multiple_of is not None:
-        if pad_to_multiple_of < 1:
-            raise InputError(f"pad_to_multiple_of is {pad_to_multiple_of}, expected at least 1")
-        count = -(-count // pad_to_multiple_of) * pad_to_multiple_of
-    _resize(model, "vocab_size", count)
+    _resize(model, "vocab_size", surgery.token_count(model.config, new_num_tokens, pad_to_multiple_of))
     return model.get_input_embeddings()
 
 
@@ -67,19 +62,13 @@ def prune_heads(model: PreTrainedModel, heads_to_prune: Mapping[int, list[int]])
     Raises:
         ConfigError: a layer or head that does not exist, or all heads of a layer.
     """
-    before = model.config.pruned_heads
-    after = {layer: sorted({*before.get(layer, ()), *heads}) for layer, heads in heads_to_prune.items()}
-    changed = DistilBertConfig.from_dict(model.config.to_dict(), pruned_heads=before | after)
-    head_size = model.config.hidden_size // model.config.num_attention_heads
+    changed = surgery.pruned(model.config, heads_to_prune)
 
     def keep(parameter: Parameter, old: np.ndarray, new: np.ndarray) -> np.ndarray:
-        if "attention_size" not in parameter.axes or parameter.layer not in after:
+        if "attention_size" not in parameter.axes:
             return old
-        present = [h for h in range(model.config.num_attention_heads) if h not in before.get(parameter.layer, ())]
-        kept = [place for place, head in enumerate(present) if head not in after[parameter.layer]]
-        rows = np.asarray(kept)[:, None] * head_size + np.arange(head_size)
         axes = parameter.axes[::-1] if KERAS.is_transposed(parameter) else parameter.axes
-        return np.take(old, rows.ravel(), axes.index("attention_size"))
+        return np.take(old, surgery.kept_rows(parameter, model.config, changed), axes.index("attention_size"))
 
     _rebuild(model, "attention_size", changed, keep)
     model.config.pruned_heads = changed.pruned_heads
@@ -87,8 +76,6 @@ def prune_heads(model: PreTrainedModel, heads_to_prune: Mapping[int, list[int]])
 
 def _resize(model: PreTrainedModel, axis: str, size: int) -> None:
     """Give every parameter that has ``axis`` another length of it, and keep the values there is room for."""
-    if not isinstance(size, int) or size < 1:
-        raise InputError(f"{axis} cannot become {size!r}, expected an integer of at least 1")
 
     def keep(parameter: Parameter, old: np.ndarray, new: np.ndarray) -> np.ndarray:
         kept = tuple(slice(min(pair)) for pair in zip(old.shape, new.shape, strict=True))
@@ -96,7 +83,7 @@ def _resize(model: PreTrainedModel, axis: str, size: int) -> None:
         result[kept] = old[kept]
         return result
 
-    _rebuild(model, axis, DistilBertConfig.from_dict(model.config.to_dict(), **{axis: size}), keep)
+    _rebuild(model, axis, surgery.resized(model.config, axis, size), keep)
     setattr(model.config, axis, size)
 
 

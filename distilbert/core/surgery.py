@@ -1,0 +1,57 @@
+"""What resizing and pruning mean, before any framework does it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from distilbert.core.config import DistilBertConfig
+from distilbert.core.errors import InputError
+from distilbert.core.spec import Parameter
+
+
+def token_count(config: DistilBertConfig, new_num_tokens: int | None, pad_to_multiple_of: int | None) -> int:
+    """The size that a vocabulary is to get: by default its own, rounded up where asked.
+
+    Raises:
+        InputError: a multiple below 1.
+    """
+    count = config.vocab_size if new_num_tokens is None else new_num_tokens
+    if pad_to_multiple_of is None:
+        return count
+    if pad_to_multiple_of < 1:
+        raise InputError(f"pad_to_multiple_of is {pad_to_multiple_of}, expected at least 1")
+    return -(-count // pad_to_multiple_of) * pad_to_multiple_of
+
+
+def resized(config: DistilBertConfig, axis: str, size: int) -> DistilBertConfig:
+    """The config with another length of ``axis``.
+
+    Raises:
+        InputError: a size below 1. ConfigError: one that cuts off the padding token.
+    """
+    if not isinstance(size, int) or size < 1:
+        raise InputError(f"{axis} cannot become {size!r}, expected an integer of at least 1")
+    return DistilBertConfig.from_dict(config.to_dict(), **{axis: size})
+
+
+def pruned(config: DistilBertConfig, heads_to_prune: Mapping[int, list[int]]) -> DistilBertConfig:
+    """The config without the heads named, counted as before any pruning, and without those pruned earlier.
+
+    Raises:
+        ConfigError: a layer or head that does not exist, or all heads of a layer.
+    """
+    before = config.pruned_heads
+    after = {layer: sorted({*before.get(layer, ()), *heads}) for layer, heads in heads_to_prune.items()}
+    return DistilBertConfig.from_dict(config.to_dict(), pruned_heads=before | after)
+
+
+def kept_rows(parameter: Parameter, before: DistilBertConfig, after: DistilBertConfig) -> np.ndarray:
+    """Which places along the ``attention_size`` axis of a layer's ``parameter`` outlive the pruning."""
+    assert parameter.layer is not None
+    head_size = before.hidden_size // before.num_attention_heads
+    gone = after.pruned_heads.get(parameter.layer, ())
+    present = [h for h in range(before.num_attention_heads) if h not in before.pruned_heads.get(parameter.layer, ())]
+    kept = [place for place, head in enumerate(present) if head not in gone]
+    return (np.asarray(kept)[:, None] * head_size + np.arange(head_size)).ravel()
