@@ -387,6 +387,17 @@ def test_files_are_those_that_transformers_has_read(case, format, size, tmp_path
     assert evidence["largest_difference"] < 1e-5
 
 
+def test_the_example_runs(tmp_path):
+    texts = ["a wonderful film", "the plot is a mess", "i do not know"]
+    (tmp_path / "texts.tsv").write_text("".join(f"{text}\t{label}\n" for label, text in enumerate(texts)) * 20)
+    example = GOLDEN.parents[1] / "examples" / "keras_sentiment.py"
+    files = [GOLDEN / "distilbert-seqcls", tmp_path / "texts.tsv", tmp_path / "texts.tsv", tmp_path / "out"]
+    command = [sys.executable, example, *files, "--epochs", "2", "--learning-rate", "1e-3"]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
+    assert "'a wonderful film': LABEL_" in shown
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
 def test_summary(capsys):
     model = load("seqcls")
     model.summary(line_length=100)

@@ -96,7 +96,8 @@ class DistilBertForSequenceClassification(HeadModel):
     ) -> Output:
         """``labels`` as ``classification_loss`` takes them; returns ``loss`` and ``logits`` (B, C)."""
         inputs = (input_ids, attention_mask, head_mask, inputs_embeds, position_ids)
-        encoded = self.base_model(*inputs, output_attentions, output_hidden_states, True, token_type_ids)
+        outputs = (output_attentions, output_hidden_states, True, token_type_ids)
+        encoded = self.base_model(*inputs, *outputs, first_token_only=True)
         pooled_BD = self.part("pre_classifier")(encoded.last_hidden_state[:, 0]).relu()
         logits_BC = self.part("classifier")(self.dropout(pooled_BD))
         loss = None if labels is None else classification_loss(logits_BC, labels, self.config)
@@ -132,7 +133,8 @@ class DistilBertForMultipleChoice(HeadModel):
         rows = (input_ids, attention_mask, inputs_embeds, position_ids, token_type_ids)
         ids, mask, embeds, positions, types = (None if row is None else row.flatten(0, 1) for row in rows)
         inputs = (ids, mask, head_mask, embeds, positions)
-        encoded = self.base_model(*inputs, output_attentions, output_hidden_states, True, types)
+        outputs = (output_attentions, output_hidden_states, True, types)
+        encoded = self.base_model(*inputs, *outputs, first_token_only=True)
         pooled = self.part("pre_classifier")(encoded.last_hidden_state[:, 0]).relu()
         logits_BC = self.part("classifier")(self.dropout(pooled)).unflatten(0, choices.shape[:2]).squeeze(-1)
         loss = None if labels is None else token_loss(logits_BC, labels)
