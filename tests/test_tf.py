@@ -153,6 +153,7 @@ FEEDS = {
     "tf.data with labels among inputs": lambda x, y: {
         "x": tf.data.Dataset.from_tensor_slices({**x, "labels": y}).batch(16)
     },
+    "tf.data with weights": lambda x, y: {"x": tf.data.Dataset.from_tensor_slices((x, y, np.ones(len(y)))).batch(16)},
     "generator": lambda x, y: {"x": as_pairs(x, y)},
     "PyDataset": lambda x, y: {"x": Batches(x, y)},
 }
@@ -248,6 +249,34 @@ def test_callbacks_and_resume(tmp_path):
     again.load_weights(tmp_path / "best.weights.h5")
     assert_same(flatten(again(x)), expected)
     assert_same(flatten(keras.models.load_model(tmp_path / "best.keras")(x)), expected)
+
+
+@pytest.mark.parametrize("own_loss", [True, False])
+def test_a_loaded_model_trains_on(own_loss, tmp_path):
+    x, y = toy()
+    model = new_model(dropout=0.0, attention_dropout=0.0, seq_classif_dropout=0.0)
+    loss = None if own_loss else keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(1e-3), loss=loss, metrics=["accuracy"])
+    model.fit(x, y, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    expected = model.fit(x, y, epochs=2, shuffle=False, verbose=0).history
+    history = loaded.fit(x, y, epochs=2, shuffle=False, verbose=0).history
+    assert int(loaded.optimizer.iterations) == int(model.optimizer.iterations)
+    assert history["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+
+
+def test_every_variable_has_its_own_path():
+    paths = [value.path for value in load("mlm").weights]
+    assert len(set(paths)) == len(paths)
+    assert any(path.endswith("distilbert/layer_1/q_lin/kernel") for path in paths)
+
+
+def test_training_needs_named_outputs():
+    model = load("seqcls", return_dict=False)
+    model.compile("sgd")
+    with pytest.raises(InputError, match="the config says return_dict=False"):
+        model.fit(IDS, np.array([0, 1]), verbose=0)
 
 
 def test_padding_is_never_trained():

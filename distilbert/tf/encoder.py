@@ -130,11 +130,14 @@ class TFDistilBertModel(PreTrainedModel):
         self.warned_of_token_types = False
         listed = self.parameter_list()
         policy = self.dtype_policy
-        self.embeddings = Embeddings([p for p in listed if p.layer is None], config, name="embeddings", dtype=policy)
-        self.stack = [
-            Layer([p for p in listed if p.layer == layer], config, name=f"layer_{layer}", dtype=policy)
-            for layer in range(config.num_hidden_layers)
-        ]
+        with keras.name_scope(self.name):
+            self.embeddings = Embeddings(
+                [p for p in listed if p.layer is None], config, name="embeddings", dtype=policy
+            )
+            self.stack = [
+                Layer([p for p in listed if p.layer == layer], config, name=f"layer_{layer}", dtype=policy)
+                for layer in range(config.num_hidden_layers)
+            ]
 
     def call(
         self,

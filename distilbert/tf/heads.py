@@ -34,7 +34,8 @@ class HeadModel(PreTrainedModel):
 
     def __init__(self, config: DistilBertConfig, **options: Any) -> None:
         super().__init__(config, **options)
-        encoder = TFDistilBertModel(config, name=self.family.prefix, dtype=self.dtype_policy)
+        with keras.name_scope(self.name):
+            encoder = TFDistilBertModel(config, name=self.family.prefix, dtype=self.dtype_policy)
         setattr(self, self.family.prefix, encoder)
         rows = [parameter for parameter in self.parameter_list() if parameter.section == "head"]
         self.add_parts(rows, config, self.word_table)
@@ -66,6 +67,8 @@ class HeadModel(PreTrainedModel):
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Tensor:
         """The compiled loss of the logits, or without one the model's own, plus what layers added."""
+        if not isinstance(y_pred, ModelOutput):
+            raise InputError("the config says return_dict=False, expected True: training reads the outputs by name")
         labels = self.split_labels(x, y)
         if self.loss is not None:
             labels, predictions = self.for_keras(labels, y_pred)

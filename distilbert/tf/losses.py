@@ -78,4 +78,6 @@ def weigh(loss: Tensor, sample_weight: Tensor | None) -> Tensor:
     if sample_weight is None:
         return loss
     weight = ops.cast(sample_weight, loss.dtype)
-    return loss * ops.reshape(weight, tuple(weight.shape) + (1,) * (len(loss.shape) - len(weight.shape)))
+    for _ in range(len(loss.shape) - len(weight.shape)):
+        weight = weight[..., None]
+    return loss * weight

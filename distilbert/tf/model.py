@@ -54,6 +54,12 @@ class PreTrainedModel(FromSpec, keras.Model):
             jit_compile = False
         super().compile(optimizer, loss, jit_compile=jit_compile, **options)
 
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compile a loaded model as it was; Keras leaves that to classes with a ``compile`` of their own."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.optimizer is not None:
+            self.optimizer.build(self.trainable_variables)
+
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         """Call the model with keyword arguments, one tensor, a list in the order of ``call``, or a mapping.
 

@@ -46,7 +46,8 @@ class FromSpec(keras.layers.Layer):
         for path, group in groupby(listed, key=lambda parameter: parameter.path):
             rows = tuple(group)
             self.paths[rows[0].role] = path
-            self.parts[path] = make_part(rows, config, self.dtype_policy, tied_table)
+            with keras.name_scope(self.name):  # gives every variable a path of its own
+                self.parts[path] = make_part(rows, config, self.dtype_policy, tied_table)
 
     def part(self, role: str) -> keras.layers.Layer:
         """The layer that plays ``role``, for example ``"query"``."""

@@ -98,7 +98,8 @@ def _rebuild(
         if not any(axis in row.axes for row in rows):
             continue
         old = section.parts[rows[0].path]
-        new = make_part(rows, changed, old.dtype_policy, model.word_table)
+        with keras.name_scope(section.name):
+            new = make_part(rows, changed, old.dtype_policy, model.word_table)
         for row in rows:
             if row.tied_to is None:
                 values = keep(row, to_array(variable(old, row)), to_array(variable(new, row)))
