@@ -640,6 +640,7 @@ np.testing.assert_allclose(two, one, rtol=1e-5)
         ({"input_ids": IDS, "head_mask": np.ones((2, 2))}, r"head_mask has shape \(2, 2\), expected"),
         ({"input_ids": IDS, "labels": np.array([0, 3])}, "labels has the value 3, expected 0 to 2"),
         ({"input_ids": IDS, "label": np.array([0, 1])}, "label: not an input of TFDistilBertForSequenceClass"),
+        ({"input_ids": [IDS] * 12}, "too many inputs of TFDistilBertForSequenceClassification"),
         ({"input_ids": [[1, 2], [3]]}, "input_ids has rows of different lengths; pad them"),
     ],
 )

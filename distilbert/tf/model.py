@@ -81,7 +81,9 @@ class PreTrainedModel(FromSpec, keras.Model):
         elif isinstance(first, (list, tuple)) and first and _rank(first[0]) >= self.input_rank:
             given = dict(zip(order, first, strict=False))
         else:
-            given = {} if first is None else {"input_ids": first}
+            first, given = None, {} if first is None else {"input_ids": first}
+        if len(arguments) > len(order) or (isinstance(first, (list, tuple)) and len(first) > len(order)):
+            raise InputError(f"too many inputs of {type(self).__name__}, expected at most {', '.join(order)}")
         for more in (rest, named):
             if doubled := given.keys() & more.keys():
                 raise InputError(f"{', '.join(sorted(doubled))}: given twice to {type(self).__name__}")
