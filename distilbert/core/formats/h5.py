@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import posixpath
 import re
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -23,11 +22,9 @@ from distilbert.core.errors import CheckpointError
 from distilbert.core.formats import DTYPES, map_file
 
 MAX_DEPTH = 32
-# Deflate cannot shrink anything below this fraction, so a smaller chunked dataset lies about its size.
-MAX_COMPRESSION = 1032
+OLDEST_LAYOUT = b"\x89HDF\r\n\x1a\n\x00"  # the signature and superblock version 0
 # HDF5 keeps an attribute in the object's header, which ends here; Keras splits longer lists over several.
 MAX_ATTRIBUTE = 64000
-KNOWN_FILTERS = frozenset({h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32})
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -37,6 +34,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
         CheckpointError: damaged, unsafe, no Keras weights, or one name with two different values.
     """
     data = map_file(path)
+    if data[:9].tobytes() != OLDEST_LAYOUT:
+        raise CheckpointError(f"{path}: is no HDF5 file of the layout that Keras 2 and h5py write by default")
     try:
         with h5py.File(path, "r") as file:
             if not _has_list(file, "layer_names"):
@@ -52,9 +51,9 @@ def read(path: Path) -> dict[str, np.ndarray]:
                 if name in tensors and not _same(tensors[name], tensor):
                     raise CheckpointError(f"{path}: holds {name} more than once, with different values")
                 tensors.setdefault(name, tensor)
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError, zlib.error) as error:
-        if isinstance(error, CheckpointError):
-            raise
+    except CheckpointError:
+        raise
+    except Exception as error:  # HDF5 and h5py have many ways to stumble over a damaged file
         raise CheckpointError(f"{path}: not a readable HDF5 file ({' '.join(str(error).split())})") from None
     return tensors
 
@@ -82,11 +81,18 @@ def _has_list(item: h5py.HLObject, attribute: str) -> bool:
 def _datasets(root: h5py.Group, path: Path) -> Iterator[tuple[str, h5py.Dataset]]:
     """Every dataset with its full name. Links to other files and loops are refused."""
     pending = [("", root, 0)]
+    seen: set[int] = set()
     while pending:
         prefix, group, depth = pending.pop()
         if depth > MAX_DEPTH:
             raise CheckpointError(f"{path}: its groups are nested deeper than {MAX_DEPTH}, or in a circle")
+        address = h5py.h5o.get_info(group.id).addr
+        if address in seen:
+            raise CheckpointError(f"{path}: reaches a group by two ways, or in a circle")
+        seen.add(address)
         for key in group:
+            if key in ("", ".", "..") or "/" in key or not key.isprintable():
+                raise CheckpointError(f"{path}: holds the name {key!r:.80}, expected plain ones")
             name = posixpath.join(prefix, key)
             if not isinstance(group.get(key, getlink=True), h5py.HardLink):
                 raise CheckpointError(
@@ -103,7 +109,6 @@ def _datasets(root: h5py.Group, path: Path) -> Iterator[tuple[str, h5py.Dataset]
 
 def _array(dataset: h5py.Dataset, data: np.ndarray, path: Path) -> np.ndarray:
     """A dataset's values: a view of the mapped file where they lie there in one piece, as Keras writes them."""
-    plist = dataset.id.get_create_plist()
     if dataset.is_virtual or dataset.external is not None:
         raise CheckpointError(f"{path}: {dataset.name} is kept in another file, expected it in this one")
     if dataset.dtype.newbyteorder("<") not in DTYPES.values():
@@ -117,12 +122,9 @@ def _array(dataset: h5py.Dataset, data: np.ndarray, path: Path) -> np.ndarray:
         if offset + size > len(data) or dataset.id.get_storage_size() != size:
             raise CheckpointError(f"{path}: {dataset.name} ends after the file does; download it again")
         return data[offset : offset + size].view(dataset.dtype).reshape(shape)
-    filters = {plist.get_filter(index)[0] for index in range(plist.get_nfilters())}
-    if not filters <= KNOWN_FILTERS:
-        raise CheckpointError(f"{path}: {dataset.name} is compressed in a way that is not known here")
-    if size > dataset.id.get_storage_size() * MAX_COMPRESSION:
-        raise CheckpointError(f"{path}: {dataset.name} claims more values than the file holds")
-    return dataset[()]
+    if size:
+        raise CheckpointError(f"{path}: {dataset.name} is chunked, compressed or not there, expected it in one piece")
+    return np.zeros(shape, dataset.dtype)
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> bool:
