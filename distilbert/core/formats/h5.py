@@ -3,26 +3,20 @@
 A whole checkpoint keeps each weight at ``<layer>/<scope>/<name>``, and each layer lists its ``weight_names``; a
 shard of a larger one keeps it at ``<name>`` and has no such lists. The scope repeats the model's class, sometimes
 with a number, and says nothing. A file may hold a tied weight once under each layer that uses it.
-
-HDF5 can also point at other files, at itself, and at sizes that are not there; what a Keras file never does is
-refused here before the HDF5 library follows it.
 """
 
 from __future__ import annotations
 
-import posixpath
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import h5py
 import numpy as np
 
 from distilbert.core.errors import CheckpointError
-from distilbert.core.formats import DTYPES, map_file
+from distilbert.core.formats import hdf5, map_file
 
-MAX_DEPTH = 32
-OLDEST_LAYOUT = b"\x89HDF\r\n\x1a\n\x00"  # the signature and superblock version 0
 # HDF5 keeps an attribute in the object's header, which ends here; Keras splits longer lists over several.
 MAX_ATTRIBUTE = 64000
 
@@ -34,27 +28,29 @@ def read(path: Path) -> dict[str, np.ndarray]:
         CheckpointError: damaged, unsafe, no Keras weights, or one name with two different values.
     """
     data = map_file(path)
-    if data[:9].tobytes() != OLDEST_LAYOUT:
-        raise CheckpointError(f"{path}: is no HDF5 file of the layout that Keras 2 and h5py write by default")
     try:
-        with h5py.File(path, "r") as file:
-            if not _has_list(file, "layer_names"):
-                raise CheckpointError(
-                    f"{path}: has no layer_names, expected a tf_model.h5 as transformers writes it; "
-                    "a .weights.h5 of Keras 3 is loaded with model.load_weights"
-                )
-            tensors: dict[str, np.ndarray] = {}
-            for full, dataset in _datasets(file["/"], path):
-                layer, _, below = full.partition("/")
-                name = plain_name(below) if _has_list(file[layer], "weight_names") else full.removesuffix(":0")
-                tensor = _array(dataset, data, path)
-                if name in tensors and not _same(tensors[name], tensor):
-                    raise CheckpointError(f"{path}: holds {name} more than once, with different values")
-                tensors.setdefault(name, tensor)
-    except CheckpointError:
-        raise
-    except Exception as error:  # HDF5 and h5py have many ways to stumble over a damaged file
-        raise CheckpointError(f"{path}: not a readable HDF5 file ({' '.join(str(error).split())})") from None
+        return _read(hdf5.File(data))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not a tf_model.h5 that can be read: {error}") from None
+
+
+def _read(file: hdf5.File) -> dict[str, np.ndarray]:
+    layers: dict[str, hdf5.Group] = {}
+    tensors: dict[str, np.ndarray] = {}
+    for full, item in file.items():
+        if isinstance(item, hdf5.Group):
+            layers[full] = item
+            if not full and not _has_list(item, b"layer_names"):
+                raise ValueError("it has no layer_names; a .weights.h5 of Keras 3 is loaded with model.load_weights")
+            continue
+        layer, _, below = full.partition("/")
+        is_listed = layer in layers and _has_list(layers[layer], b"weight_names")
+        name = plain_name(below) if is_listed else full.removesuffix(":0")
+        if not name:
+            raise ValueError(f"{full:.80} has no scope before its name")
+        if name in tensors and not _same(tensors[name], item):
+            raise ValueError(f"it holds {name:.80} more than once, with different values")
+        tensors.setdefault(name, item)
     return tensors
 
 
@@ -73,63 +69,18 @@ def scope(class_name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", class_name).lower()
 
 
-def _has_list(item: h5py.HLObject, attribute: str) -> bool:
+def _has_list(group: hdf5.Group, attribute: bytes) -> bool:
     """Whether there is a list of names. It is not read: the names are in the file anyway, the list may be damaged."""
-    return attribute in item.attrs or f"{attribute}0" in item.attrs
-
-
-def _datasets(root: h5py.Group, path: Path) -> Iterator[tuple[str, h5py.Dataset]]:
-    """Every dataset with its full name. Links to other files and loops are refused."""
-    pending = [("", root, 0)]
-    seen: set[int] = set()
-    while pending:
-        prefix, group, depth = pending.pop()
-        if depth > MAX_DEPTH:
-            raise CheckpointError(f"{path}: its groups are nested deeper than {MAX_DEPTH}, or in a circle")
-        address = h5py.h5o.get_info(group.id).addr
-        if address in seen:
-            raise CheckpointError(f"{path}: reaches a group by two ways, or in a circle")
-        seen.add(address)
-        for key in group:
-            if key in ("", ".", "..") or "/" in key or not key.isprintable():
-                raise CheckpointError(f"{path}: holds the name {key!r:.80}, expected plain ones")
-            name = posixpath.join(prefix, key)
-            if not isinstance(group.get(key, getlink=True), h5py.HardLink):
-                raise CheckpointError(
-                    f"{path}: {name} is a link, maybe to another file, expected the weights themselves"
-                )
-            item = group[key]
-            if isinstance(item, h5py.Group):
-                pending.append((name, item, depth + 1))
-            elif isinstance(item, h5py.Dataset):
-                yield name, item
-            else:
-                raise CheckpointError(f"{path}: {name} is neither a group nor a dataset")
-
-
-def _array(dataset: h5py.Dataset, data: np.ndarray, path: Path) -> np.ndarray:
-    """A dataset's values: a view of the mapped file where they lie there in one piece, as Keras writes them."""
-    if dataset.is_virtual or dataset.external is not None:
-        raise CheckpointError(f"{path}: {dataset.name} is kept in another file, expected it in this one")
-    if dataset.dtype.newbyteorder("<") not in DTYPES.values():
-        raise CheckpointError(f"{path}: {dataset.name} has dtype {dataset.dtype}, expected one of {', '.join(DTYPES)}")
-    shape = dataset.shape
-    if shape is None:
-        raise CheckpointError(f"{path}: {dataset.name} is empty, expected values")
-    size = int(np.prod(shape, dtype=object)) * dataset.dtype.itemsize
-    offset = dataset.id.get_offset()
-    if offset is not None:
-        if offset + size > len(data) or dataset.id.get_storage_size() != size:
-            raise CheckpointError(f"{path}: {dataset.name} ends after the file does; download it again")
-        return data[offset : offset + size].view(dataset.dtype).reshape(shape)
-    if size:
-        raise CheckpointError(f"{path}: {dataset.name} is chunked, compressed or not there, expected it in one piece")
-    return np.zeros(shape, dataset.dtype)
+    return bool({attribute, attribute + b"0"} & group.attributes)
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> bool:
     """Whether two arrays agree bit for bit."""
-    return one.shape == other.shape and one.dtype == other.dtype and one.tobytes() == other.tobytes()
+    if one is other:
+        return True
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return np.array_equal(one.reshape(-1).view(np.uint8), other.reshape(-1).view(np.uint8))
 
 
 def write(path: Path, layers: Mapping[str, Mapping[str, np.ndarray]], scope: str) -> None:
@@ -145,7 +96,7 @@ def write(path: Path, layers: Mapping[str, Mapping[str, np.ndarray]], scope: str
     """
     for tensors in layers.values():
         _check_storable(path, tensors)
-    with h5py.File(path, "w") as file:
+    with h5py.File(path, "w", libver="earliest") as file:
         file.attrs["backend"] = "tensorflow"
         file.attrs["keras_version"] = "2.19.0"  # whose layout this is
         _put_texts(file, "layer_names", list(layers))
@@ -167,7 +118,7 @@ def write_shard(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         CheckpointError: a dtype that HDF5 lacks, such as bfloat16.
     """
     _check_storable(path, tensors)
-    with h5py.File(path, "w") as file:
+    with h5py.File(path, "w", libver="earliest") as file:
         _put_texts(file, "layer_names", [f"{name}:0" for name in tensors])
         for name, tensor in tensors.items():
             file.create_dataset(f"{name}:0", data=tensor)
