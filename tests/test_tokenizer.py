@@ -1,18 +1,21 @@
-"""The tokenizer against transformers 4.57.6: by digest on real text, by hand on the options."""
+"""The tokenizer against transformers 4.57.6: by digest on real text, by stored answers on calls and old files."""
 
 import copy
 import hashlib
 import json
 import pickle
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
+import torch
 from conftest import GOLDEN
 
 from distilbert import DistilBertTokenizer, DistilBertTokenizerFast
 from distilbert.core.errors import CheckpointError, InputError
 
 DIGESTS = json.loads((GOLDEN / "tokenizer" / "ids.json").read_text())
+STORED = json.loads((GOLDEN / "tokenizer" / "transformers.json").read_text(encoding="utf-8"))
 FOLDER = GOLDEN / "distilbert-seqcls"
 
 
@@ -40,6 +43,63 @@ def test_ids_on_real_text(name, shared):
     tokenizer = DistilBertTokenizer(shared / "data" / "bert-base-uncased-vocab.txt", do_lower_case=casing == "uncased")
     ids = tokenizer(lines_of(shared / "data" / filename))["input_ids"]
     assert hashlib.sha256(json.dumps(ids).encode()).hexdigest() == DIGESTS[name]
+
+
+def plain(value):
+    """A result as JSON has it."""
+    if isinstance(value, np.ndarray):
+        return {"shape": list(value.shape), "dtype": str(value.dtype), "values": value.tolist()}
+    if isinstance(value, Mapping):
+        return {name: plain(entry) for name, entry in value.items()}
+    return [plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
+@pytest.mark.parametrize("case", STORED["cases"], ids=lambda case: case["method"])
+def test_answers_as_transformers(case, tokenizer):
+    found = getattr(tokenizer, case["method"])(*case["arguments"], **case["options"])
+    assert plain(found) == case["gives"]
+
+
+@pytest.mark.parametrize("case", STORED["encodings"])
+def test_details_of_encodings_as_transformers(case, tokenizer):
+    encoded = tokenizer(*case["arguments"], **case["options"])
+    expected = case["gives"]
+    assert (encoded.n_sequences, encoded.is_fast) == (expected["n_sequences"], expected["is_fast"])
+    for name in ("tokens", "word_ids", "sequence_ids"):
+        assert [getattr(encoded, name)(index) for index in range(len(encoded.encodings))] == expected[name]
+    for name, texts in expected["positions"].items():
+        for index, sequences in enumerate(texts):
+            for sequence, answers in enumerate(sequences):
+                which = [] if name.startswith("token") else [sequence]
+                found = [getattr(encoded, name)(index, position, *which) for position in range(len(answers))]
+                assert plain(found) == answers, (name, index, sequence)
+
+
+@pytest.mark.parametrize("case", STORED["checkpoints"], ids=lambda case: case["name"])
+def test_files_of_older_versions_are_read_as_transformers_does(case, tmp_path):
+    (tmp_path / "vocab.txt").write_text((FOLDER / "vocab.txt").read_text() + case["vocabulary"])
+    for name, content in case["files"].items():
+        (tmp_path / name).write_text(json.dumps(content))
+    tokenizer = DistilBertTokenizer.from_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    for again in (tokenizer, DistilBertTokenizer.from_pretrained(tmp_path)):
+        ids = again(STORED["text"]).input_ids
+        assert {
+            "input_ids": ids,
+            "size": len(again),
+            "special_tokens_map": again.special_tokens_map,
+            "special": again.get_special_tokens_mask(ids, already_has_special_tokens=True),
+        } == case["gives"]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"), [({"zebra": 99}, "97, expected 99"), ({"zebra": "x"}, "ids to tokens"), ({"": 97}, "None")]
+)
+def test_added_tokens_that_do_not_fit_are_refused(tokens, message, tmp_path):
+    (tmp_path / "vocab.txt").write_text((FOLDER / "vocab.txt").read_text())
+    (tmp_path / "added_tokens.json").write_text(json.dumps(tokens))
+    with pytest.raises(InputError, match=message):
+        DistilBertTokenizer.from_pretrained(tmp_path)
 
 
 def test_text_to_ids_and_back(tokenizer):
@@ -111,6 +171,7 @@ def test_bad_arguments_are_explained(tokenizer, tmp_path):
         (([3],), {}),
         (("good",), {"padding": "most"}),
         (("good", "bad"), {"truncation": True, "max_length": 5, "stride": 2}),
+        (("good", "bad"), {"truncation": "only_second", "max_length": 4}),
         (("good",), {"truncation": True, "max_length": 1}),
         (("good a the", "bad bad bad"), {"truncation": True, "max_length": 6, "stride": 2}),
         (("good",), {"truncation": "all"}),
@@ -152,12 +213,23 @@ def test_basic_tokenization_can_be_left_out(tmp_path):
         DistilBertTokenizer(FOLDER / "vocab.txt", never_split=["zebra"])
 
 
-def test_details_of_an_encoding(tokenizer):
+def test_the_first_text_needs_no_number(tokenizer):
     encoded = tokenizer(["good films", "bad"])
-    assert encoded.char_to_token(0, 9) == 3
-    assert encoded.token_to_chars(0, 3) == (9, 10)
-    assert encoded.word_to_tokens(0, 1) == (2, 4)
-    assert encoded.token_to_chars(0, 0) is None
+    assert encoded.char_to_token(9) == encoded.char_to_token(0, 9) == 3
+    assert encoded.token_to_chars(3).start == 9
+    assert encoded.word_to_tokens(1).end == 4
+
+
+def test_lists_become_tensors_in_place(tokenizer):
+    encoded = tokenizer("good")
+    assert encoded.convert_to_tensors("pt", prepend_batch_axis=True) is encoded
+    assert encoded.input_ids.shape == (1, 3)
+    before = encoded.input_ids
+    assert encoded.convert_to_tensors("pt").input_ids is before
+    padded = tokenizer.pad([{"input_ids": [2], "labels": 0.5}], return_tensors="pt")
+    assert (padded.labels.item(), padded.labels.dtype) == (0.5, torch.float32)
+    with pytest.raises(InputError, match="details"):
+        padded.word_ids()
 
 
 def test_special_tokens_can_be_added(tokenizer, tmp_path):

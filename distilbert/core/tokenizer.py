@@ -8,9 +8,9 @@ import json
 import logging
 import threading
 from collections import UserDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import (
@@ -36,16 +36,37 @@ VOCAB_FILE = "vocab.txt"
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
+ADDED_TOKENS_FILE = "added_tokens.json"
 SPECIAL = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
+TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")  # True is the first, False the last
 PADDINGS = ("longest", "max_length", "do_not_pad")
 SIDES = ("right", "left")
 UNLIMITED = 10**30  # what transformers stores for "no limit"
+# What a call can return for each token, with the name that the tokenizers library has for it.
+COLUMNS = {
+    "input_ids": "ids",
+    "token_type_ids": "type_ids",
+    "attention_mask": "attention_mask",
+    "special_tokens_mask": "special_tokens_mask",
+    "offset_mapping": "offsets",
+}
 Text = str | Sequence[str]
 
 
+class Span(NamedTuple):
+    """From ``start`` up to but not including ``end``."""
+
+    start: int
+    end: int
+
+
 class BatchEncoding(UserDict[str, Any]):
-    """The arrays or lists a tokenizer call gives, as a mapping and as attributes; ``encodings`` has the details."""
+    """The arrays or lists a tokenizer call gives, as a mapping and as attributes; ``encodings`` has the details.
+
+    A method that looks for one token, word or character takes its number, or the text's number in the batch and then
+    its number; without the text's it means the first. It gives None for what is not there, such as the word of a
+    special token.
+    """
 
     def __init__(self, data: dict[str, Any] | None = None, encodings: list[Encoding] | None = None) -> None:
         super().__init__(data)
@@ -55,6 +76,16 @@ class BatchEncoding(UserDict[str, Any]):
         if name != "data" and name in self.data:
             return self.data[name]
         raise AttributeError(name)
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether ``encodings`` is there, as after a call on text."""
+        return self.encodings is not None
+
+    @property
+    def n_sequences(self) -> int | None:
+        """1 for single texts, 2 for pairs, None where it is not known."""
+        return self.encodings[0].n_sequences if self.encodings else None
 
     def tokens(self, batch_index: int = 0) -> list[str]:
         """The tokens of one text of the batch."""
@@ -69,19 +100,50 @@ class BatchEncoding(UserDict[str, Any]):
         return self._encoding(batch_index).sequence_ids
 
     def char_to_token(self, batch_or_char: int, char: int | None = None, sequence_index: int = 0) -> int | None:
-        """The token that covers a character of a text; one text may leave out its number in the batch."""
-        index, char = (0, batch_or_char) if char is None else (batch_or_char, char)
-        return self._encoding(index).char_to_token(char, sequence_index)
+        """The token that covers a character."""
+        encoding, char = self._locate(batch_or_char, char)
+        return encoding.char_to_token(char, sequence_index)
 
-    def token_to_chars(self, batch_or_token: int, token: int | None = None) -> tuple[int, int] | None:
-        """Where a token's characters begin and end in its text, None for special tokens."""
-        index, token = (0, batch_or_token) if token is None else (batch_or_token, token)
-        return self._encoding(index).token_to_chars(token)
+    def char_to_word(self, batch_or_char: int, char: int | None = None, sequence_index: int = 0) -> int | None:
+        """The word that covers a character."""
+        encoding, char = self._locate(batch_or_char, char)
+        return encoding.char_to_word(char, sequence_index)
 
-    def word_to_tokens(self, batch_or_word: int, word: int | None = None, sequence_index: int = 0) -> Any:
-        """The first token of a word and the one after its last."""
-        index, word = (0, batch_or_word) if word is None else (batch_or_word, word)
-        return self._encoding(index).word_to_tokens(word, sequence_index)
+    def token_to_chars(self, batch_or_token: int, token: int | None = None) -> Span | None:
+        """Where a token's characters are in its text."""
+        encoding, token = self._locate(batch_or_token, token)
+        return _span(encoding.token_to_chars(token))
+
+    def token_to_word(self, batch_or_token: int, token: int | None = None) -> int | None:
+        """The word that a token belongs to."""
+        encoding, token = self._locate(batch_or_token, token)
+        return encoding.token_to_word(token)
+
+    def word_to_chars(self, batch_or_word: int, word: int | None = None, sequence_index: int = 0) -> Span | None:
+        """Where a word's characters are in its text."""
+        encoding, word = self._locate(batch_or_word, word)
+        return _span(encoding.word_to_chars(word, sequence_index))
+
+    def word_to_tokens(self, batch_or_word: int, word: int | None = None, sequence_index: int = 0) -> Span | None:
+        """Where a word's tokens are."""
+        encoding, word = self._locate(batch_or_word, word)
+        return _span(encoding.word_to_tokens(word, sequence_index))
+
+    def convert_to_tensors(self, tensor_type: str | None = None, prepend_batch_axis: bool = False) -> BatchEncoding:
+        """Make tensors of the lists and arrays, in place; what is a tensor already stays as it is.
+
+        Args:
+            tensor_type: ``"np"``, ``"pt"``, ``"tf"`` or ``"jax"``; None does nothing.
+            prepend_batch_axis: for the lists of one text: make them a batch of one.
+
+        Raises:
+            InputError: no such framework, or rows of unequal lengths.
+        """
+        if tensor_type is not None:
+            for name, value in self.data.items():
+                if isinstance(value, (list, tuple, int, float, np.ndarray)):
+                    self.data[name] = _as_tensor(name, [value] if prepend_batch_axis else value, tensor_type)
+        return self
 
     def to(self, device: Any, **options: Any) -> BatchEncoding:
         """Move PyTorch tensors to a device, in place."""
@@ -92,6 +154,15 @@ class BatchEncoding(UserDict[str, Any]):
         if not self.encodings:
             raise InputError("this encoding holds no details; make it by calling the tokenizer on text")
         return self.encodings[index]
+
+    def _locate(self, batch_or_position: int, position: int | None) -> tuple[Encoding, int]:
+        if position is None:
+            return self._encoding(0), batch_or_position
+        return self._encoding(batch_or_position), position
+
+
+def _span(ends: tuple[int, int] | None) -> Span | None:
+    return None if ends is None else Span(*ends)
 
 
 class DistilBertTokenizer:
@@ -108,6 +179,8 @@ class DistilBertTokenizer:
         pad_token: fills shorter texts of a batch.
         cls_token: begins the sequence.
         mask_token: stands for a word to predict.
+        additional_special_tokens: more tokens that are never split, and left out by ``skip_special_tokens``.
+        added_tokens_decoder: tokens that the vocabulary file lacks, by their ids.
         tokenize_chinese_chars: set each CJK character apart.
         strip_accents: None follows ``do_lower_case``.
         clean_text: drop control characters, and make every white space a blank.
@@ -119,7 +192,7 @@ class DistilBertTokenizer:
 
     Raises:
         CheckpointError: the vocabulary is absent or not readable.
-        InputError: a special token is not in the vocabulary.
+        InputError: a special token is not in the vocabulary, or an added one does not follow it.
     """
 
     model_input_names = ("input_ids", "attention_mask")
@@ -138,6 +211,8 @@ class DistilBertTokenizer:
         pad_token: str = "[PAD]",
         cls_token: str = "[CLS]",
         mask_token: str = "[MASK]",
+        additional_special_tokens: Iterable[str] | None = None,
+        added_tokens_decoder: Mapping[Any, Any] | None = None,
         tokenize_chinese_chars: bool = True,
         strip_accents: bool | None = None,
         clean_text: bool = True,
@@ -152,6 +227,7 @@ class DistilBertTokenizer:
         self.never_split = sorted(never_split or ())
         self.unk_token, self.sep_token, self.pad_token = unk_token, sep_token, pad_token
         self.cls_token, self.mask_token = cls_token, mask_token
+        self.additional_special_tokens = list(additional_special_tokens or ())
         self.tokenize_chinese_chars = tokenize_chinese_chars
         self.strip_accents = strip_accents
         self.clean_text = clean_text
@@ -170,35 +246,60 @@ class DistilBertTokenizer:
             )
         else:
             raise InputError("a tokenizer needs vocab_file or tokenizer_file")
+        self._set_normalizer()
+        self._add_saved(added_tokens_decoder or {})  # after the normalizer, which they go through
         self._configure()
 
-    def _configure(self) -> None:
-        backend = self.backend_tokenizer
-        absent = [token for token in self.all_special_tokens if backend.token_to_id(token) is None]
-        if absent:
-            raise InputError(f"the vocabulary lacks the special tokens {', '.join(absent)}")
+    def _set_normalizer(self) -> None:
+        """Say how text is cleaned and split, before any word piece is looked up."""
         if self.do_basic_tokenize:
-            backend.normalizer = normalizers.BertNormalizer(
+            self.backend_tokenizer.normalizer = normalizers.BertNormalizer(
                 clean_text=self.clean_text,
                 handle_chinese_chars=self.tokenize_chinese_chars,
                 strip_accents=self.strip_accents,
                 lowercase=self.do_lower_case,
             )
-            backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+            self.backend_tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         else:
-            backend.normalizer = None
-            backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+            self.backend_tokenizer.normalizer = None
+            self.backend_tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+
+    def _add_saved(self, tokens: Mapping[Any, Any]) -> None:
+        """Add tokens, each a text or what ``AddedToken`` takes, at the ids they had when they were saved."""
+        present = {token.content: token for token in self.added_tokens_decoder.values()}
+        added: dict[int, AddedToken] = {}
+        try:
+            for index, token in tokens.items():
+                if isinstance(token, str):  # added_tokens.json does not say more
+                    token = present.get(token) or AddedToken(token, special=token in self.all_special_tokens)
+                added[int(index)] = token if isinstance(token, AddedToken) else AddedToken(**token)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise InputError(f"added tokens: {error}; expected a mapping of ids to tokens") from None
+        self.backend_tokenizer.add_tokens([added[index] for index in sorted(added)])
+        for index in sorted(added):
+            found = self.backend_tokenizer.token_to_id(added[index].content)
+            if found != index:
+                raise InputError(f"added tokens: {added[index].content!r} gets the id {found}, expected {index}")
+
+    def _configure(self) -> None:
+        """Bring the library's tokenizer into line with the special tokens and ``never_split``."""
+        backend = self.backend_tokenizer
+        absent = [token for name in SPECIAL if backend.token_to_id(token := getattr(self, name)) is None]
+        if absent:
+            raise InputError(f"the vocabulary lacks the special tokens {', '.join(absent)}")
         unknown = [word for word in self.never_split if backend.token_to_id(word) is None]
         if unknown:
             raise InputError(f"never_split names {', '.join(unknown)}, expected words of the vocabulary")
         backend.add_tokens([AddedToken(word, single_word=True, normalized=False) for word in self.never_split])
+        # Adding a token again would undo how it was added: with the blank before it, say.
+        special = {token.content for token in self.added_tokens_decoder.values() if token.special}
+        backend.add_special_tokens([token for token in self.all_special_tokens if token not in special])
         backend.decoder = decoders.WordPiece(prefix=self.wordpieces_prefix)
         backend.post_processor = processors.TemplateProcessing(
             single=f"{self.cls_token}:0 $A:0 {self.sep_token}:0",
             pair=f"{self.cls_token}:0 $A:0 {self.sep_token}:0 $B:1 {self.sep_token}:1",
             special_tokens=[(token, backend.token_to_id(token)) for token in (self.cls_token, self.sep_token)],
         )
-        backend.add_special_tokens([AddedToken(token, special=True) for token in self.all_special_tokens])
         backend.no_padding()
         backend.no_truncation()
 
@@ -215,6 +316,9 @@ class DistilBertTokenizer:
     ) -> DistilBertTokenizer:
         """Read a tokenizer from a folder or the Hub; ``overrides`` are arguments of the class.
 
+        Where ``tokenizer_config.json`` has no ``added_tokens_decoder``, it was saved before transformers 4.34. Then
+        there may be ``added_tokens.json``, and ``special_tokens_map.json`` wins.
+
         Raises:
             CheckpointError: neither ``tokenizer.json`` nor ``vocab.txt`` is there.
         """
@@ -224,10 +328,13 @@ class DistilBertTokenizer:
             "local_files_only": local_files_only,
             "token": token,
         }
-        config_path = hub.find_file(name_or_path, CONFIG_FILE, **where)
-        stored = hub.read_json(config_path) if config_path else {}
+        stored = _read_options(name_or_path, CONFIG_FILE, **where)
+        if "added_tokens_decoder" not in stored:
+            stored |= _read_options(name_or_path, SPECIAL_TOKENS_FILE, **where)
+            added = _read_options(name_or_path, ADDED_TOKENS_FILE, **where)
+            stored["added_tokens_decoder"] = {index: token for token, index in added.items()}
         known = cls.__init__.__kwdefaults__ or {}
-        options = {name: _plain(value) for name, value in stored.items() if name in known} | overrides
+        options = {name: value for name, value in stored.items() if name in known} | overrides
         for filename, argument in ((TOKENIZER_FILE, "tokenizer_file"), (VOCAB_FILE, "vocab_file")):
             path = hub.find_file(name_or_path, filename, **where)
             if path is not None:
@@ -241,7 +348,8 @@ class DistilBertTokenizer:
         with replace_files(folder) as stage:
             (stage / TOKENIZER_FILE).write_text(self.backend_tokenizer.to_str(pretty=True), encoding="utf-8")
             (stage / VOCAB_FILE).write_text(self._vocabulary_text(), encoding="utf-8")
-            text = json.dumps(options | {"tokenizer_class": "DistilBertTokenizer"}, indent=2) + "\n"
+            options["tokenizer_class"] = "DistilBertTokenizer"
+            text = json.dumps(options, indent=2, default=AddedToken.__getstate__) + "\n"
             (stage / CONFIG_FILE).write_text(text, encoding="utf-8")
             text = json.dumps(self.special_tokens_map, indent=2) + "\n"
             (stage / SPECIAL_TOKENS_FILE).write_text(text, encoding="utf-8")
@@ -306,82 +414,94 @@ class DistilBertTokenizer:
         Raises:
             InputError: a wrong type or option, or tensors of a batch of unequal lengths without padding.
         """
-        first_is_batch = isinstance(text, (list, tuple)) and (
+        is_batch = isinstance(text, (list, tuple)) and (
             not is_split_into_words or (bool(text) and isinstance(text[0], (list, tuple)))
         )
-        pairs = _pairs(text, text_pair, first_is_batch, is_split_into_words)
-        padding = ("longest" if padding else "do_not_pad") if isinstance(padding, bool) else padding
-        if isinstance(truncation, bool):
-            truncation = "longest_first" if truncation else "do_not_truncate"
-        _one_of("padding", padding, PADDINGS)
-        _one_of("truncation", truncation, TRUNCATIONS)
+        pairs = _pairs(text, text_pair, is_batch, is_split_into_words)
         limit = self.model_max_length if max_length is None else max_length
-        cut = truncation != "do_not_truncate" and limit < UNLIMITED
         special = self.num_special_tokens_to_add(text_pair is not None) if add_special_tokens else 0
-        if cut and not 0 <= stride < limit - special:  # the library would panic
-            raise InputError(
-                f"max_length={limit} with stride={stride}: expected more than {special + max(stride, 0)} tokens, "
-                f"for {special} special ones and a stride of at least 0"
-            )
-        fill = padding == "longest" or (padding == "max_length" and limit < UNLIMITED)
         with self._lock:
-            backend = self.backend_tokenizer
-            if cut:
-                try:
-                    backend.enable_truncation(limit, stride=stride, strategy=truncation, direction=self.truncation_side)
-                except (ValueError, OverflowError) as error:
-                    raise InputError(f"max_length={limit} with stride={stride}: {error}") from None
-            else:
-                backend.no_truncation()
-            if fill:
-                backend.enable_padding(
-                    direction=self.padding_side,
-                    pad_id=self.pad_token_id,
-                    pad_token=self.pad_token,
-                    length=limit if padding == "max_length" else None,
-                    pad_to_multiple_of=pad_to_multiple_of,
-                )
-            else:
-                backend.no_padding()
-            try:
-                encodings = backend.encode_batch(
-                    pairs, is_pretokenized=is_split_into_words, add_special_tokens=add_special_tokens
-                )
-            except (TypeError, ValueError, UnicodeEncodeError) as error:
-                raise InputError(f"text: {error}; expected str, or lists of str") from None
-            except BaseException as error:
-                # How much of a pair a stride leaves room for depends on the texts; the library panics where it
-                # is too little, with an exception whose type it does not export.
-                if type(error).__name__ != "PanicException":
-                    raise
-                raise InputError(f"max_length={limit} with stride={stride} leaves too little room in a pair") from None
+            cut = self._set_truncation(truncation, limit, stride, special)
+            self._set_padding(padding, limit, pad_to_multiple_of)
+            encodings = self._encode(pairs, is_split_into_words, add_special_tokens)
+        longest = max(map(len, encodings), default=0)
+        if verbose and not cut and longest > self.model_max_length:
+            logger.warning("a text has %d tokens, more than the model's %d", longest, self.model_max_length)
         owners = list(range(len(encodings)))
         if return_overflowing_tokens:
             owners = [i for i, encoding in enumerate(encodings) for _ in range(1 + len(encoding.overflowing))]
             encodings = [part for encoding in encodings for part in (encoding, *encoding.overflowing)]
-        longest = max(map(len, encodings), default=0)
-        if verbose and not cut and longest > self.model_max_length:
-            logger.warning("a text has %d tokens, more than the model's %d", longest, self.model_max_length)
-        wanted = {
-            "input_ids": (True, "ids"),
-            "token_type_ids": (return_token_type_ids, "type_ids"),
-            "attention_mask": (return_attention_mask, "attention_mask"),
-            "special_tokens_mask": (return_special_tokens_mask, "special_tokens_mask"),
-            "offset_mapping": (return_offsets_mapping, "offsets"),
+        asked = {
+            "input_ids": True,
+            "token_type_ids": return_token_type_ids,
+            "attention_mask": return_attention_mask,
+            "special_tokens_mask": return_special_tokens_mask,
+            "offset_mapping": return_offsets_mapping,
         }
-        data: dict[str, Any] = {}
-        for name, (asked, attribute) in wanted.items():
-            if asked or (asked is None and name in self.model_input_names):
-                data[name] = [getattr(encoding, attribute) for encoding in encodings]
+        data: dict[str, Any] = {
+            name: [getattr(encoding, COLUMNS[name]) for encoding in encodings]
+            for name, wanted in asked.items()
+            if wanted or (wanted is None and name in self.model_input_names)
+        }
         if return_length:
             data["length"] = [len(encoding) for encoding in encodings]
         if return_overflowing_tokens:
             data["overflow_to_sample_mapping"] = owners
-        if return_tensors is not None:
-            data = {name: _as_tensor(name, value, return_tensors) for name, value in data.items()}
-        elif not first_is_batch and not return_overflowing_tokens:
+        elif return_tensors is None and not is_batch:
             data = {name: value if name == "length" else value[0] for name, value in data.items()}
-        return BatchEncoding(data, encodings)
+        return BatchEncoding(data, encodings).convert_to_tensors(return_tensors)
+
+    def _set_truncation(self, truncation: bool | str, limit: int, stride: int, special: int) -> bool:
+        """Tell the library how to cut; returns whether it will. ``special`` tokens come on top of each text's."""
+        strategy = _strategy("truncation", truncation, TRUNCATIONS)
+        if strategy == "do_not_truncate" or limit >= UNLIMITED:
+            self.backend_tokenizer.no_truncation()
+            return False
+        if not 0 <= stride < limit - special:  # the library would panic
+            raise InputError(
+                f"max_length={limit} with stride={stride}: expected more than {special + max(stride, 0)} tokens, "
+                f"for {special} special ones and a stride of at least 0"
+            )
+        try:
+            self.backend_tokenizer.enable_truncation(
+                limit, stride=stride, strategy=strategy, direction=self.truncation_side
+            )
+        except (ValueError, OverflowError) as error:
+            raise InputError(f"max_length={limit} with stride={stride}: {error}") from None
+        return True
+
+    def _set_padding(self, padding: bool | str, limit: int, pad_to_multiple_of: int | None) -> None:
+        """Tell the library how to pad."""
+        strategy = _strategy("padding", padding, PADDINGS)
+        if strategy == "do_not_pad" or (strategy == "max_length" and limit >= UNLIMITED):
+            self.backend_tokenizer.no_padding()
+        else:
+            self.backend_tokenizer.enable_padding(
+                direction=self.padding_side,
+                pad_id=self.pad_token_id,
+                pad_token=self.pad_token,
+                length=limit if strategy == "max_length" else None,
+                pad_to_multiple_of=pad_to_multiple_of,
+            )
+
+    def _encode(self, pairs: list[Any], is_split_into_words: bool, add_special_tokens: bool) -> list[Encoding]:
+        """The library's encodings, with its complaints as ours."""
+        backend = self.backend_tokenizer
+        try:
+            return backend.encode_batch(
+                pairs, is_pretokenized=is_split_into_words, add_special_tokens=add_special_tokens
+            )
+        except (TypeError, ValueError) as error:
+            raise InputError(f"text: {error}; expected str, or lists of str") from None
+        except Exception as error:  # the library raises bare Exception where a text cannot be cut as asked
+            raise InputError(f"text: {error}") from None
+        except BaseException as error:
+            # How much of a pair a stride leaves room for depends on the texts; the library panics where it
+            # is too little, with an exception whose type it does not export.
+            if type(error).__name__ != "PanicException":
+                raise
+            limits = "max_length={max_length} with stride={stride}".format(**backend.truncation)
+            raise InputError(f"{limits} leaves too little room in a pair") from None
 
     def pad(
         self,
@@ -391,22 +511,25 @@ class DistilBertTokenizer:
         pad_to_multiple_of: int | None = None,
         return_attention_mask: bool | None = None,
         return_tensors: str | None = None,
-        **_: Any,
+        verbose: bool = True,
     ) -> BatchEncoding:
-        """Pad encoded texts, a mapping of lists or a list of mappings, to one length (for data collators)."""
+        """Pad encoded texts, a mapping of lists or a list of mappings, to one length (for data collators).
+
+        ``verbose`` is there for transformers' collators, and changes nothing.
+        """
         if isinstance(encoded, (list, tuple)):
             encoded = {name: [entry[name] for entry in encoded] for name in encoded[0]}
-        columns = {name: [np.asarray(row).tolist() for row in rows] for name, rows in encoded.items()}
-        ids = columns["input_ids"]
-        if ids and not isinstance(ids[0], list):
-            columns = {name: [rows] for name, rows in columns.items()}
-            ids = columns["input_ids"]
-        columns.setdefault("attention_mask", [[1] * len(row) for row in ids])
-        length = max(map(len, ids), default=0)
-        if padding == "max_length":
-            length = max_length or self.model_max_length
-        if padding in (False, "do_not_pad"):
-            length = 0
+        columns = {name: _lists(value) for name, value in encoded.items()}
+        is_batch = not columns["input_ids"] or isinstance(columns["input_ids"][0], list)
+        if not is_batch:
+            columns = {name: [value] for name, value in columns.items()}
+        lengths = [len(row) for row in columns["input_ids"]]
+        columns.setdefault("attention_mask", [[1] * length for length in lengths])
+        strategy = _strategy("padding", padding, PADDINGS)
+        limit = self.model_max_length if max_length is None else max_length
+        length = max(lengths, default=0) if strategy == "longest" else 0
+        if strategy == "max_length" and limit < UNLIMITED:
+            length = limit
         if pad_to_multiple_of:
             length = -(-length // pad_to_multiple_of) * pad_to_multiple_of
         fillers = {
@@ -421,9 +544,9 @@ class DistilBertTokenizer:
                 columns[name][index] = row + filler if self.padding_side == "right" else filler + row
         if return_attention_mask is False:
             del columns["attention_mask"]
-        if return_tensors is not None:
-            return BatchEncoding({name: _as_tensor(name, rows, return_tensors) for name, rows in columns.items()})
-        return BatchEncoding(columns)
+        if not is_batch:
+            columns = {name: rows[0] for name, rows in columns.items()}
+        return BatchEncoding(columns).convert_to_tensors(return_tensors)
 
     def encode(self, text: Text, text_pair: Text | None = None, **options: Any) -> list[int]:
         """The ids of one text or pair; options as in a call."""
@@ -512,9 +635,13 @@ class DistilBertTokenizer:
         """Add tokens that are never split, ``{"additional_special_tokens": […]}``, or rename ``"sep_token"`` etc."""
         added = 0
         for role, value in tokens.items():
-            if role != "additional_special_tokens":
-                setattr(self, _one_of("special token", role, SPECIAL), str(value))
-            added += self.add_tokens([value] if isinstance(value, str) else list(value), special_tokens=True)
+            if role == "additional_special_tokens":
+                value = [str(token) for token in ([value] if isinstance(value, str) else value)]
+                self.additional_special_tokens = value
+            else:
+                value = str(value)
+                setattr(self, _one_of("special token", role, SPECIAL), value)
+            added += self.add_tokens(value, special_tokens=True)
         self._configure()
         return added
 
@@ -533,8 +660,8 @@ class DistilBertTokenizer:
 
     @property
     def all_special_tokens(self) -> list[str]:
-        """The five special tokens."""
-        return [getattr(self, name) for name in SPECIAL]
+        """The five special tokens, and the additional ones."""
+        return [*(getattr(self, name) for name in SPECIAL), *self.additional_special_tokens]
 
     @property
     def all_special_ids(self) -> list[int]:
@@ -542,9 +669,15 @@ class DistilBertTokenizer:
         return [self.backend_tokenizer.token_to_id(token) for token in self.all_special_tokens]
 
     @property
-    def special_tokens_map(self) -> dict[str, str]:
+    def special_tokens_map(self) -> dict[str, str | list[str]]:
         """Each special token by its role."""
-        return {name: getattr(self, name) for name in SPECIAL}
+        roles = (*SPECIAL, "additional_special_tokens")
+        return {name: getattr(self, name) for name in roles if getattr(self, name)}
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, AddedToken]:
+        """The special tokens and those added to the vocabulary, by their ids."""
+        return self.backend_tokenizer.get_added_tokens_decoder()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_lock"}
@@ -566,8 +699,17 @@ def _read(path: str | Path, reader: Any) -> Any:
         raise CheckpointError(f"{path}: cannot be read as a tokenizer: {error}") from None
 
 
+def _read_options(name_or_path: str | Path, filename: str, **where: Any) -> dict[str, Any]:
+    """What a JSON file of the tokenizer says, nothing if it is not there."""
+    path = hub.find_file(name_or_path, filename, **where)
+    values = hub.read_json(path) if path else {}
+    return {name: _plain(value) for name, value in values.items() if value is not None}
+
+
 def _plain(value: Any) -> Any:
     """Configs store a special token as text, or as a mapping with the text as its content."""
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
     return value["content"] if isinstance(value, dict) and "content" in value else value
 
 
@@ -575,6 +717,17 @@ def _one_of(name: str, value: Any, allowed: Sequence[str]) -> str:
     if value not in allowed:
         raise InputError(f"{name} is {value!r}, expected one of {', '.join(allowed)}")
     return value
+
+
+def _strategy(name: str, value: bool | str, allowed: Sequence[str]) -> str:
+    return _one_of(name, allowed[0 if value else -1] if isinstance(value, bool) else value, allowed)
+
+
+def _lists(value: Any) -> Any:
+    """Arrays and tensors, also in a list, as lists."""
+    if isinstance(value, (list, tuple)):
+        return [_lists(entry) for entry in value]
+    return value if isinstance(value, (int, float, str)) else np.asarray(value).tolist()
 
 
 def _pairs(text: Any, pair: Any, is_batch: bool, split: bool) -> list[Any]:
@@ -592,14 +745,20 @@ def _pairs(text: Any, pair: Any, is_batch: bool, split: bool) -> list[Any]:
     return [tuple(row) if not split and isinstance(row, list) else row for row in rows]
 
 
-def _as_tensor(name: str, rows: list[Any], framework: str) -> Any:
+def _as_tensor(name: str, rows: Any, framework: str) -> Any:
     _one_of("return_tensors", framework, ("np", "pt", "tf", "jax"))
     try:
-        array = np.array(rows, dtype=np.int64)
+        array = np.array(rows)
     except ValueError:
         raise InputError(f"{name}: rows of unequal length make no tensor; pass padding=True") from None
+    if not array.size:  # numpy takes these for floats
+        array = array.astype(np.int64)
     if framework == "np":
         return array
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"{name}: {array.dtype} makes no tensor, expected numbers")
+    if array.dtype == np.float64:  # no framework's default
+        array = array.astype(np.float32)
     module, function, extra = {
         "pt": ("torch", "from_numpy", "torch"),
         "tf": ("tensorflow", "constant", "tf"),
