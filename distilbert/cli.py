@@ -22,6 +22,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from distilbert.core.backends import choose_backend
 from distilbert.core.errors import DistilBertError
 from distilbert.core.files import replace_file
+from distilbert.core.tokenizer import DistilBertTokenizer
+from distilbert.pipelines import text_classification
 
 # A window of lines is sorted by length, so a long one fills even batches; a slow writer's lines are answered
 # as they come.
@@ -42,12 +44,8 @@ class Task(StrEnum):
     text_classification = "text-classification"
 
 
-class Function(StrEnum):
-    """From logits to scores."""
-
-    softmax = "softmax"
-    sigmoid = "sigmoid"
-    none = "none"
+# From logits to scores.
+Function = StrEnum("Function", list(text_classification.FUNCTIONS))  # type: ignore[misc]
 
 
 class Framework(StrEnum):
@@ -88,18 +86,15 @@ def run(
     with (
         exit_statuses(),
         open_output(output) as answers,
-        open_windows(texts, input, batch_size * WINDOW_BATCHES) as windows,
+        open_windows(texts, input, batch_size * WINDOW_BATCHES) as (windows, total),
     ):
         # Imported only now: a wrong argument is reported before a framework spends seconds on loading.
-        from distilbert.core.tokenizer import DistilBertTokenizer
-        from distilbert.pipelines import text_classification
-
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow tells much about itself
         inference = importlib.import_module(f"{choose_backend(framework)}.inference")
         tokenizer = DistilBertTokenizer.from_pretrained(model)
         network = inference.InferenceModel(text_classification.HEAD, model, dtype=dtype, device=device)
         pipeline = text_classification.TextClassificationPipeline(network, network.config, tokenizer)
-        with show_progress() as advance:
+        with show_progress(total) as advance:
             for window in windows:
                 results = pipeline(
                     window,
@@ -145,17 +140,24 @@ def open_output(name: str) -> Iterator[IO[str]]:
 
 
 @contextmanager
-def open_windows(texts: list[str] | None, name: str, size: int) -> Iterator[Iterable[list[str]]]:
-    """The texts in groups of up to ``size``, from the arguments, from standard input or from a file."""
+def open_windows(texts: list[str] | None, name: str, size: int) -> Iterator[tuple[Iterable[list[str]], int | None]]:
+    """The texts in groups of up to ``size``, from the arguments, from standard input or from a file.
+
+    With them comes how many they are, or None for what can be read only once: standard input, a pipe, a device.
+    """
     if texts:
         # The system may hand over bytes that are not UTF-8, which Python smuggles in as surrogates.
         whole = [text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for text in texts]
-        yield [whole[start : start + size] for start in range(0, len(whole), size)]
+        yield [whole[start : start + size] for start in range(0, len(whole), size)], len(whole)
     elif name == "-":
-        yield decode(read_lines(sys.stdin.fileno(), size))
+        yield decode(read_lines(sys.stdin.fileno(), size)), None
     else:
+        total = None
+        if Path(name).is_file():
+            with Path(name).open("rb") as file:
+                total = sum(1 for _ in file)
         with Path(name).open("rb") as file:
-            yield decode(read_lines(file.fileno(), size))
+            yield decode(read_lines(file.fileno(), size)), total
 
 
 def read_lines(descriptor: int, size: int) -> Iterator[list[bytes]]:
@@ -205,14 +207,13 @@ def decode(windows: Iterable[list[bytes]]) -> Iterator[list[str]]:
 
 
 @contextmanager
-def show_progress():  # type: ignore[no-untyped-def]
-    """A count of texts on standard error, where that is a terminal."""
+def show_progress(total: int | None):  # type: ignore[no-untyped-def]
+    """A count of texts, of ``total`` where that is known, on standard error where that is a terminal."""
     console = Console(stderr=True)
-    columns = (
-        SpinnerColumn(), TextColumn("{task.completed:,} texts"), TextColumn("{task.fields[rate]}"), TimeElapsedColumn()
-    )  # fmt: skip
+    shown = "{task.completed:,} texts" if total is None else "{task.completed:,} of {task.total:,} texts"
+    columns = (SpinnerColumn(), TextColumn(shown), TextColumn("{task.fields[rate]}"), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        counter = progress.add_task("", total=None, rate="")
+        counter = progress.add_task("", total=total, rate="")
 
         def advance(count: int) -> None:
             progress.advance(counter, count)

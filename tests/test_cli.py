@@ -1,5 +1,6 @@
 """``distilbert run``, as a shell user meets it."""
 
+import contextlib
 import json
 import os
 import signal
@@ -47,6 +48,28 @@ def test_arguments_stdin_and_file_agree(tmp_path):
     assert written == expected
 
 
+def test_progress_names_the_total_of_a_file(tmp_path):
+    pty = pytest.importorskip("pty")
+    (tmp_path / "texts").write_text("good\nbad\n\na film")
+    for arguments, count in ((["--input", tmp_path / "texts"], b" 0 of 4 texts"), ([], b" 0 texts")):
+        terminal, stderr = pty.openpty()
+        process = subprocess.Popen(
+            [*COMMAND, "--model", str(MODEL), *map(str, arguments)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            env=os.environ | {"TERM": "xterm"},
+        )
+        os.close(stderr)
+        screen = b""
+        with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+            while chunk := os.read(terminal, 4096):
+                screen += chunk
+        os.close(terminal)
+        assert process.wait(timeout=120) == 0
+        assert count in screen
+
+
 def test_top_k_and_function():
     (ranked,) = answers(run("--top-k", 9, "a film"))
     assert [len(ranked), round(sum(entry["score"] for entry in ranked), 5)] == [3, 1]
@@ -72,12 +95,19 @@ def test_bad_devices_and_dtypes_of_tensorflow_are_explained():
 
 
 def test_odd_lines_each_get_an_answer():
-    lines = [b"\xef\xbb\xbfa film", b"", b"\xff\xfe bad", b"good " * 20000, "\u2028 \x00 \U0001f600".encode()]
+    lines = [
+        b"\xef\xbb\xbfa film",
+        b"good " * 38,
+        b"\xff\xfe bad",
+        b"good " * 20000,
+        b"",
+        "\u2028 \x00 \U0001f600".encode(),
+    ]
     result = run(stdin=b"\n".join(lines) + b"\n")
     assert len(answers(result)) == len(lines)
     errors = result.stderr.decode()
     assert "line 3 is not valid UTF-8" in errors
-    assert "1 of 5 texts cut to the model's 40 tokens" in errors
+    assert "1 of 6 texts cut to the model's 40 tokens" in errors
     assert answers(run(stdin=b"")) == []
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -16,7 +16,24 @@ from distilbert.pipelines.batching import Model, run_by_length
 logger = logging.getLogger("distilbert")
 
 HEAD = "sequence-classification"
-FUNCTIONS = ("softmax", "sigmoid", "none")
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(logits - logits.max())
+    return exponentials / exponentials.sum()
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # exp overflows to infinity, whose reciprocal is the right 0
+        return 1 / (1 + np.exp(-logits))
+
+
+# From a row of logits to scores, under the names that users write.
+FUNCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "softmax": _softmax,
+    "sigmoid": _sigmoid,
+    "none": np.asarray,
+}
 
 
 class Classification(TypedDict):
@@ -82,17 +99,13 @@ class TextClassificationPipeline:
 
 def encode(tokenizer: DistilBertTokenizer, texts: Sequence[str], max_length: int | None) -> list[list[int]]:
     """Token ids of each text, cut to ``max_length`` with a warning that says how many were."""
-    sequences: list[list[int]] = tokenizer(
-        list(texts), truncation=max_length is not None, max_length=max_length, verbose=False
-    )["input_ids"]
-    full = [index for index, sequence in enumerate(sequences) if len(sequence) == max_length]
-    whole = tokenizer([texts[index] for index in full], verbose=False)["input_ids"] if full else []
-    if cut := sum(len(sequence) > (max_length or 0) for sequence in whole):
+    encoded = tokenizer(list(texts), truncation=max_length is not None, max_length=max_length, verbose=False)
+    if cut := sum(bool(encoding.overflowing) for encoding in encoded.encodings or ()):
         logger.warning("%d of %d texts cut to the model's %d tokens", cut, len(texts), max_length)
-    return sequences
+    return encoded["input_ids"]
 
 
-def score_function(name: str | None, config: DistilBertConfig):  # type: ignore[no-untyped-def]
+def score_function(name: str | None, config: DistilBertConfig) -> Callable[[np.ndarray], np.ndarray]:
     """The function from a row of logits (C,) to scores (C,) that ``name``, or the config, asks for.
 
     Raises:
@@ -103,14 +116,4 @@ def score_function(name: str | None, config: DistilBertConfig):  # type: ignore[
         name = "sigmoid" if several else "softmax"
     if name not in FUNCTIONS:
         raise InputError(f"function_to_apply is {name!r}, expected one of {', '.join(FUNCTIONS)}")
-    return {"softmax": _softmax, "sigmoid": _sigmoid, "none": np.asarray}[name]
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    exponentials = np.exp(logits - logits.max())
-    return exponentials / exponentials.sum()
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # exp overflows to infinity, whose reciprocal is the right 0
-        return 1 / (1 + np.exp(-logits))
+    return FUNCTIONS[name]
