@@ -29,6 +29,14 @@ _PUBLIC = {
         "TFDistilBertForTokenClassification",
         "TFDistilBertForQuestionAnswering",
     ),
+    "distilbert.flax": (
+        "FlaxDistilBertModel",
+        "FlaxDistilBertForMaskedLM",
+        "FlaxDistilBertForSequenceClassification",
+        "FlaxDistilBertForMultipleChoice",
+        "FlaxDistilBertForTokenClassification",
+        "FlaxDistilBertForQuestionAnswering",
+    ),
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 

@@ -92,7 +92,36 @@ class Keras:
         }
 
 
-BACKENDS = {"torch": Torch, "tf": Keras}
+class Flax:
+    prefix = "Flax"
+
+    @staticmethod
+    def tensor(array):
+        import jax.numpy as jnp
+
+        return jnp.asarray(array)
+
+    @staticmethod
+    def array(tensor):
+        return np.asarray(tensor, np.float32)
+
+    @staticmethod
+    def parameters(model):
+        from distilbert.flax.loading import to_arrays
+
+        return to_arrays(model.parameter_list(), model.params)
+
+    @staticmethod
+    def gradients(model, inputs):
+        import jax
+
+        from distilbert.flax.loading import to_arrays
+
+        gradients = jax.grad(lambda params: model(**inputs, params=params).loss)(model.params)
+        return to_arrays(model.parameter_list(), gradients)
+
+
+BACKENDS = {"torch": Torch, "tf": Keras, "flax": Flax}
 
 
 def model_class(backend, case):

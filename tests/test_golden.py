@@ -8,7 +8,7 @@ import torch
 from backends import BACKENDS, CASES, HEADS, assert_close, flatten, golden, inputs_of, load
 from conftest import GOLDEN
 
-FILES = ("model.safetensors", "pytorch_model.bin", "tf_model.h5")
+FILES = ("model.safetensors", "pytorch_model.bin", "tf_model.h5", "flax_model.msgpack")
 
 
 def check_outputs(backend, model, case, attentions=True):
@@ -74,7 +74,10 @@ def test_every_format_gives_the_same_parameters(backend, case, file, tmp_path):
         np.testing.assert_array_equal(actual[name], value, err_msg=name)
 
 
-@pytest.mark.parametrize("backend, options", [("torch", {}), ("tf", {}), ("tf", {"format": "h5"})])
+@pytest.mark.parametrize(
+    "backend, options",
+    [("torch", {}), ("tf", {}), ("tf", {"format": "h5"}), ("flax", {}), ("flax", {"format": "msgpack"})],
+)
 @pytest.mark.parametrize("case", HEADS)
 @pytest.mark.parametrize("size", ["20KB", "5GB"])
 def test_saved_models_come_back(backend, options, case, size, tmp_path):

@@ -7,7 +7,11 @@ import importlib.util
 from distilbert.core.errors import MissingBackendError
 
 # By the name of the extra: what has to be installed, and our package for it. The first is the default.
-BACKENDS = {"torch": ("torch", "distilbert.pt"), "tf": ("tensorflow", "distilbert.tf")}
+BACKENDS = {
+    "torch": ("torch", "distilbert.pt"),
+    "tf": ("tensorflow", "distilbert.tf"),
+    "flax": ("flax", "distilbert.flax"),
+}
 
 
 def choose_backend(extra: str | None = None) -> str:

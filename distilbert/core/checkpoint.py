@@ -16,8 +16,20 @@ from distilbert.core import hub
 from distilbert.core.config import CONFIG_FILE, DistilBertConfig
 from distilbert.core.errors import CheckpointError, InputError
 from distilbert.core.files import current_file, replace_files
-from distilbert.core.formats import h5, safetensors, torch_bin
-from distilbert.core.spec import DISTILBERT, TENSORFLOW, Family, Parameter, canonical_name, get_head, parameters
+from distilbert.core.formats import flax_msgpack, h5, safetensors, torch_bin
+from distilbert.core.spec import (
+    DISTILBERT,
+    FLAX,
+    TENSORFLOW,
+    TORCH,
+    Family,
+    Kind,
+    Layout,
+    Parameter,
+    canonical_name,
+    get_head,
+    parameters,
+)
 
 logger = logging.getLogger("distilbert")
 
@@ -25,12 +37,56 @@ Tensors = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
+class Owner:
+    """What tensors belong to: the layouts of some formats depend on it."""
+
+    family: Family
+    head: str
+    listed: tuple[Parameter, ...]
+
+
+def _write_safetensors(path: Path, tensors: Tensors, owner: Owner, is_shard: bool) -> None:
+    safetensors.write(path, tensors)
+
+
+def _write_h5(path: Path, tensors: Tensors, owner: Owner, is_shard: bool) -> None:
+    if is_shard:
+        h5.write_shard(path, tensors)
+    else:
+        h5.write(path, _keras_layers(tensors, owner), _keras_scope(owner))
+
+
+def _write_msgpack(path: Path, tensors: Tensors, owner: Owner, is_shard: bool) -> None:
+    flax_msgpack.write(path, tensors)
+
+
+def _keras_scope(owner: Owner) -> str:
+    return h5.scope(f"TF{owner.family.stem}{get_head(owner.family, owner.head).suffix}")
+
+
+def _keras_layers(tensors: Tensors, owner: Owner) -> dict[str, Tensors]:
+    """TensorFlow's tensors by top layer. A layer with a tied parameter repeats the embeddings it is tied to."""
+    layers: dict[str, Tensors] = {}
+    for name, tensor in tensors.items():
+        layers.setdefault(name.split("/")[0], {})[name] = tensor
+    embeddings = {name: tensor for name, tensor in tensors.items() if f"/{owner.family.embeddings_path}/" in name}
+    for parameter in owner.listed:
+        if parameter.tied_to is not None:
+            layers[parameter.path] |= embeddings
+    return layers
+
+
+@dataclass(frozen=True)
 class Format:
-    """A kind of file that weights are kept in: what it is called, and how it is read."""
+    """A kind of file that weights are kept in: what it is called, how it is read, and where it is, written."""
 
     filename: str
     read: Callable[[Path], Tensors]
-    index_key: Callable[[str], str] = str  # from a name in the index of a sharded checkpoint to that in the shard
+    write: Callable[[Path, Tensors, Owner, bool], None] | None = None
+    layout: Layout = TORCH
+    is_always_prefixed: bool = False  # the encoder's names, in a bare encoder too
+    from_index: Callable[[str], str] = str  # from a name in the index of a sharded checkpoint to that in the shard
+    to_index: Callable[[str, Owner], str] = lambda name, owner: name
 
     @property
     def index_file(self) -> str:
@@ -42,14 +98,34 @@ class Format:
         stem, suffix = self.filename.rsplit(".", 1)
         return f"{stem}-{number:05}-of-{count:05}.{suffix}"
 
+    def arrange(self, tensors: Mapping[str, np.ndarray], owner: Owner) -> Tensors:
+        """Tensors under canonical names with the names and the orientation of this format."""
+        arranged: Tensors = {}
+        prefix = owner.family.prefix + self.layout.separator
+        for parameter in owner.listed:
+            if parameter.name in tensors:
+                name, tensor = self.layout.name(parameter), tensors[parameter.name]
+                if self.is_always_prefixed and parameter.section != "head" and not name.startswith(prefix):
+                    name = prefix + name
+                arranged[name] = tensor.T if self.layout.is_transposed(parameter) else tensor
+        return arranged
+
 
 # In the order of preference, where a folder holds several.
 FORMATS = {
-    "safetensors": Format("model.safetensors", safetensors.read),
+    "safetensors": Format("model.safetensors", safetensors.read, _write_safetensors),
     "torch": Format("pytorch_model.bin", torch_bin.read),
-    "h5": Format("tf_model.h5", h5.read, h5.plain_name),
+    "h5": Format(
+        "tf_model.h5",
+        h5.read,
+        _write_h5,
+        TENSORFLOW,
+        is_always_prefixed=True,
+        from_index=h5.plain_name,
+        to_index=lambda name, owner: h5.scoped_name(name, _keras_scope(owner)),
+    ),
+    "msgpack": Format("flax_model.msgpack", flax_msgpack.read, _write_msgpack, FLAX),
 }
-WRITTEN = ("safetensors", "h5")
 
 # Wrappers that training scripts leave behind.
 WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
@@ -108,7 +184,7 @@ def _read_shards(name_or_path: str | Path, index: Path, form: Format, where: Map
     weight_map = hub.read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise CheckpointError(f"{index}: has no weight_map of tensor names to file names")
-    weight_map = {form.index_key(name): shard for name, shard in weight_map.items()}
+    weight_map = {form.from_index(name): shard for name, shard in weight_map.items()}
     tensors: Tensors = {}
     for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard or "\\" in shard:  # an index may not point outside its folder
@@ -123,6 +199,34 @@ def _read_shards(name_or_path: str | Path, index: Path, form: Format, where: Map
     if absent:
         raise CheckpointError(f"{index}: promises {_listed(absent)}, which the shards do not hold")
     return tensors
+
+
+def load(
+    name_or_path: str | Path,
+    head: str,
+    *,
+    config: DistilBertConfig | None,
+    overrides: Mapping[str, Any],
+    ignore_mismatched_sizes: bool,
+    family: Family,
+    **where: Any,
+) -> tuple[DistilBertConfig, Tensors, LoadReport]:
+    """What every backend's ``from_pretrained`` begins with: the config, and the tensors as ``match`` gives them.
+
+    Raises:
+        CheckpointError: the checkpoint is absent, damaged or unsafe, or does not fit the config.
+        ConfigError: the config is not valid, or an override is not a config field.
+    """
+    if config is None:
+        config = DistilBertConfig.from_pretrained(name_or_path, **where, **overrides)
+    elif overrides:
+        config = DistilBertConfig.from_dict(config.to_dict(), **overrides)
+    stored, path = read_checkpoint(name_or_path, **where)
+    listed = parameters(config, head, family)
+    tensors, report = match(
+        stored, listed, source=str(path), ignore_mismatched_sizes=ignore_mismatched_sizes, family=family
+    )
+    return config, tensors, report
 
 
 def match(
@@ -145,8 +249,8 @@ def match(
         family: whose prefix to look through.
 
     Returns:
-        The tensors by canonical name, in PyTorch's orientation (none for missing and tied parameters), and the
-        report.
+        The tensors by canonical name, in PyTorch's orientation (none for missing and tied parameters, nor for a
+        sinusoidal table that is not stored), and the report.
 
     Raises:
         CheckpointError: encoder weights are missing, or shapes contradict the config; all are named.
@@ -174,7 +278,8 @@ def match(
             continue
         name = stored.pop(_bare(parameter.name, family), "")
         if not name:
-            report.missing.append(parameter.name)
+            if parameter.kind is not Kind.SINUSOID:  # transformers' Flax never stored these: the formula is enough
+                report.missing.append(parameter.name)
             continue
         tensor = tensors[name].T if canonical_name(name)[1] else tensors[name]
         if tensor.shape != parameter.shape:
@@ -239,7 +344,7 @@ def write_checkpoint(
         config: written as ``config.json``.
         tensors: by canonical name, in PyTorch's orientation; tied parameters left out.
         head: the spec's name for what the model computes.
-        file_format: ``"safetensors"``, or ``"h5"`` as transformers 4 wrote it for TensorFlow.
+        file_format: ``"safetensors"``, or as transformers 4 wrote it ``"h5"`` for TensorFlow, ``"msgpack"`` for Flax.
         max_shard_size: bytes, or a text such as ``"500MB"``. Weights above it are split into several files
             with an index; a tensor larger than that has a file of its own.
         family: what the parameters belong to.
@@ -253,41 +358,32 @@ def write_checkpoint(
         ConfigError: the config cannot be written as JSON.
         InputError: ``max_shard_size`` is not a size, ``file_format`` not a format that is written.
     """
-    if file_format not in WRITTEN:
-        raise InputError(f"the format is {file_format!r}, expected {' or '.join(WRITTEN)}")
-    form = FORMATS[file_format]
+    form = FORMATS.get(file_format)
+    if form is None or form.write is None:
+        writable = [name for name, entry in FORMATS.items() if entry.write is not None]
+        raise InputError(f"the format is {file_format!r}, expected {' or '.join(writable)}")
     preferred = list(FORMATS.values())[: list(FORMATS).index(file_format)]
     for other in (name for entry in preferred for name in (entry.filename, entry.index_file)):
         if current_file(Path(folder), other).is_file():
             raise CheckpointError(f"{folder}: holds {other}, which would be read instead; remove it or save elsewhere")
     text = config.to_json_string()
-    listed = parameters(config, head, family)
-    scope = h5.scope(f"TF{family.stem}{get_head(family, head).suffix}")
-    if file_format == "h5":
-        tensors = _as_tensorflow(tensors, listed, family)
+    owner = Owner(family, head, parameters(config, head, family))
+    tensors = form.arrange(tensors, owner)
     shards = _split(tensors, _bytes(max_shard_size))
-    if len(shards) == 1:
-        filenames, superseded = [form.filename], (form.index_file,)
-    else:
+    is_sharded = len(shards) > 1
+    if is_sharded:
         filenames = [form.shard_file(number, len(shards)) for number in range(1, len(shards) + 1)]
-        superseded = (form.filename,)
-    with replace_files(folder, superseded) as stage:
+    else:
+        filenames = [form.filename]
+    with replace_files(folder, (form.filename if is_sharded else form.index_file,)) as stage:
         (stage / CONFIG_FILE).write_text(text, encoding="utf-8")
         for filename, shard in zip(filenames, shards, strict=True):
-            if file_format == "safetensors":
-                safetensors.write(stage / filename, shard)
-            elif len(shards) > 1:
-                h5.write_shard(stage / filename, shard)
-            else:
-                h5.write(stage / filename, _keras_layers(shard, listed, family), scope)
-        if len(shards) > 1:
+            form.write(stage / filename, shard, owner, is_sharded)
+        if is_sharded:
+            placed = zip(filenames, shards, strict=True)
             index = {
                 "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())},
-                "weight_map": {
-                    (h5.scoped_name(name, scope) if file_format == "h5" else name): filename
-                    for filename, shard in zip(filenames, shards, strict=True)
-                    for name in shard
-                },
+                "weight_map": {form.to_index(name, owner): filename for filename, shard in placed for name in shard},
             }
             (stage / form.index_file).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         written = [Path(folder) / path.name for path in sorted(stage.iterdir())]
@@ -296,30 +392,6 @@ def write_checkpoint(
         if path.name not in filenames:
             path.unlink()
     return written
-
-
-def _as_tensorflow(tensors: Mapping[str, np.ndarray], listed: Iterable[Parameter], family: Family) -> Tensors:
-    """TensorFlow's names and orientation. There even a bare encoder's names carry the family's prefix."""
-    renamed: Tensors = {}
-    for parameter in listed:
-        if parameter.name in tensors:
-            name, tensor = TENSORFLOW.name(parameter), tensors[parameter.name]
-            if parameter.section != "head" and not name.startswith(f"{family.prefix}/"):
-                name = f"{family.prefix}/{name}"
-            renamed[name] = tensor.T if TENSORFLOW.is_transposed(parameter) else tensor
-    return renamed
-
-
-def _keras_layers(tensors: Tensors, listed: Iterable[Parameter], family: Family) -> dict[str, Tensors]:
-    """TensorFlow's tensors by top layer. A layer with a tied parameter repeats the embeddings it is tied to."""
-    layers: dict[str, Tensors] = {}
-    for name, tensor in tensors.items():
-        layers.setdefault(name.split("/")[0], {})[name] = tensor
-    embeddings = {name: tensor for name, tensor in tensors.items() if f"/{family.embeddings_path}/" in name}
-    for parameter in listed:
-        if parameter.tied_to is not None:
-            layers[parameter.path] |= embeddings
-    return layers
 
 
 def _split(tensors: Mapping[str, np.ndarray], limit: int) -> list[Tensors]:

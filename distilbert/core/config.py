@@ -128,6 +128,9 @@ class DistilBertConfig:
             return self.extra[name]
         raise AttributeError(f"DistilBertConfig has no field {name!r}")
 
+    def __hash__(self) -> int:  # of the values, so that JAX compiles anew when one has changed
+        return hash(repr(self))
+
     # The encoders are written in BERT's vocabulary, so that a second family needs no second encoder.
     @property
     def intermediate_size(self) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Any
 
 FIELDS = ("loss", "logits", "start_logits", "end_logits", "last_hidden_state", "hidden_states", "attentions")
@@ -39,3 +40,17 @@ class ModelOutput(dict[str, Any]):
 
 def _restore(values: dict[str, Any]) -> ModelOutput:
     return ModelOutput(**values)
+
+
+@cache
+def register(register_node: Callable[..., None]) -> None:
+    """Let a framework look inside an output, once, whichever of its users asks first.
+
+    Args:
+        register_node: the framework's function, of a class, from it to (values, names), and the reverse.
+    """
+    register_node(
+        ModelOutput,
+        lambda output: (tuple(output.values()), tuple(output)),
+        lambda names, values: ModelOutput(zip(names, values, strict=True)),
+    )

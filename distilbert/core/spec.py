@@ -288,6 +288,38 @@ def dimension(axis: str | int, config: DistilBertConfig, layer: int | None = Non
     return getattr(config, axis)
 
 
+# What tensor parallelism splits (Megatron-LM, https://arxiv.org/abs/1909.08053), by the axis of the table: whole
+# attention heads, the inside of the feed-forward network, and the vocabulary. The products that share such an axis
+# then need one sum over the devices a block.
+#
+#   parameter (PyTorch's axes)                    split over the mesh axis "model"
+#   query, key, value         (attention, D)      by heads
+#   attention output          (D, attention)      by heads
+#   feed-forward in           (F, D)              by rows
+#   feed-forward out          (D, F)              by columns
+#   word embeddings           (V, D)              by words
+#   masked LM's output        (V, D)              by words (tied: as the embeddings)
+#   biases                                        as the rows of their weight
+#   positions, norms, classifiers                 whole on every device
+SPLIT_AXES = ("attention_size", "intermediate_size", "vocab_size")
+
+
+def partition(parameter: Parameter, config: DistilBertConfig, count: int) -> tuple[str | None, ...]:
+    """Which mesh axis splits each axis of ``parameter`` (in PyTorch's order) over ``count`` devices: "model" or None.
+
+    An axis that does not come out even stays whole.
+    """
+
+    def split(axis: str | int) -> str | None:
+        if axis not in SPLIT_AXES or count < 2:
+            return None
+        whole = axis == "attention_size"
+        pieces = config.attention_heads(parameter.layer or 0) if whole else dimension(axis, config, parameter.layer)
+        return None if pieces % count else "model"
+
+    return tuple(split(axis) for axis in parameter.axes)
+
+
 def standard_deviation(parameter: Parameter, config: DistilBertConfig) -> float:
     """The spread of a new parameter's normally distributed values; 0 for those that start as constants."""
     return config.initializer_range if parameter.kind in (Kind.WORD_EMBEDDING, Kind.EMBEDDING, Kind.WEIGHT) else 0.0

@@ -103,28 +103,22 @@ class PreTrainedModel(FromSpec):
             ConfigError: the config is not valid, or an override is not a config field.
             InputError: an unknown dtype, device or attention.
         """
-        where = {
-            "revision": revision,
-            "cache_dir": cache_dir,
-            "local_files_only": local_files_only,
-            "token": token,
-        }
         dtype = overrides.pop("torch_dtype", dtype)
-        if config is None:
-            config = DistilBertConfig.from_pretrained(name_or_path, **where, **overrides)  # type: ignore[arg-type]
-        elif overrides:
-            config = DistilBertConfig.from_dict(config.to_dict(), **overrides)
         target = loading.parse_device(device if device is not None else device_map)
-        stored, path = checkpoint.read_checkpoint(name_or_path, **where)
-        with torch.device("meta"):
-            model = cls(config, attn_implementation=attn_implementation)
-        tensors, report = checkpoint.match(
-            stored,
-            model.parameter_list(),
-            source=str(path),
+        config, tensors, report = checkpoint.load(
+            name_or_path,
+            cls.head,
+            config=config,
+            overrides=overrides,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
             family=cls.family,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
         )
+        with torch.device("meta"):
+            model = cls(config, attn_implementation=attn_implementation)
         loading.fill(model, tensors, loading.parse_dtype(dtype, tensors), target)
         model.eval()
         return (model, report) if output_loading_info else model

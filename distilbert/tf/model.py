@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -13,7 +14,7 @@ import keras
 import numpy as np
 import optree
 
-from distilbert.core import checkpoint
+from distilbert.core import checkpoint, outputs
 from distilbert.core.checkpoint import LoadReport
 from distilbert.core.config import DistilBertConfig
 from distilbert.core.errors import InputError
@@ -171,23 +172,17 @@ class PreTrainedModel(FromSpec, keras.Model):
             ConfigError: the config is not valid, or an override is not a config field.
             InputError: an unknown dtype.
         """
-        where = {
-            "revision": revision,
-            "cache_dir": cache_dir,
-            "local_files_only": local_files_only,
-            "token": token,
-        }
-        if config is None:
-            config = DistilBertConfig.from_pretrained(name_or_path, **where, **overrides)  # type: ignore[arg-type]
-        elif overrides:
-            config = DistilBertConfig.from_dict(config.to_dict(), **overrides)
-        stored, path = checkpoint.read_checkpoint(name_or_path, **where)
-        tensors, report = checkpoint.match(
-            stored,
-            parameters(config, cls.head, cls.family),
-            source=str(path),
+        config, tensors, report = checkpoint.load(
+            name_or_path,
+            cls.head,
+            config=config,
+            overrides=overrides,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
             family=cls.family,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
         )
         with no_initial_values():
             model = cls(config, dtype=loading.parse_dtype(dtype, tensors))
@@ -289,20 +284,12 @@ def _as_array(name: str, value: Any) -> Any:
         raise InputError(f"{name} has rows of different lengths; pad them (tokenizer: padding=True)") from None
 
 
-def _names_and_values(output: ModelOutput) -> tuple[tuple[Any, ...], tuple[str, ...]]:
-    return tuple(output.values()), tuple(output)
-
-
-def _restore(names: tuple[str, ...], values: Any) -> ModelOutput:
-    return ModelOutput(zip(names, values, strict=True))
-
-
 # Lets Keras look inside an output, as predict and functional models must; on JAX and PyTorch also theirs.
-optree.register_pytree_node(ModelOutput, _names_and_values, _restore, namespace="keras")  # type: ignore[arg-type]
+outputs.register(partial(optree.register_pytree_node, namespace="keras"))
 if keras.backend.backend() == "jax":
     import jax
 
-    jax.tree_util.register_pytree_node(ModelOutput, _names_and_values, _restore)
+    outputs.register(jax.tree_util.register_pytree_node)
 elif keras.backend.backend() == "torch":
     importlib.import_module("distilbert.pt.model")  # registers it
 

@@ -1,0 +1,245 @@
+"""The encoder of DistilBERT (Sanh et al. 2019, https://arxiv.org/abs/1910.01108), in Flax NNX.
+
+A post-norm Transformer (Vaswani et al. 2017) that is BERT (Devlin et al. 2018) without segment embeddings and
+without a pooler. Read from the top: embeddings, one layer, the stack. Modules are called by their role in the
+spec (``distilbert/core/spec.py``), which alone knows their names and shapes.
+
+B batch, L length, D model, H heads, K size of a head, F feed-forward.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from distilbert.core import inputs
+from distilbert.core.config import DistilBertConfig
+from distilbert.core.outputs import ModelOutput
+from distilbert.core.spec import Parameter
+from distilbert.flax.attention import eager_attention, visible_tokens
+from distilbert.flax.model import PreTrainedModel
+from distilbert.flax.parameters import FromSpec, Precision, attach, find
+
+logger = logging.getLogger("distilbert")
+
+Array = jax.Array
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_new": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+
+def get_activation(activation: str | Callable[..., Any]) -> Callable[..., Any]:
+    """The function that a config's ``activation`` names, or is."""
+    return activation if callable(activation) else ACTIVATIONS[activation]
+
+
+class Embeddings(FromSpec):
+    """Word plus position embeddings, normalised."""
+
+    def __init__(self, listed: list[Parameter], config: DistilBertConfig, precision: Precision, rngs: nnx.Rngs) -> None:
+        super().__init__()
+        self.add_parts(listed, config, precision, rngs)
+        self.pad_token_id = config.pad_token_id
+        self.dtype = precision.dtype
+        self.dropout = nnx.Dropout(config.hidden_dropout_prob)
+
+    def __call__(
+        self, input_ids: Array | None, position_ids: Array, inputs_embeds: Array | None, rngs: nnx.Rngs | None
+    ) -> Array:
+        """Ids (B, L), or word vectors (B, L, D) in their place, to vectors (B, L, D)."""
+        words_BLD = self.part("words")(input_ids) if inputs_embeds is None else inputs_embeds
+        if input_ids is not None and self.pad_token_id is not None:
+            # Padding's own vector is never trained, as in PyTorch (its padding_idx).
+            is_padding = (input_ids == self.pad_token_id)[:, :, None]
+            words_BLD = jnp.where(is_padding, jax.lax.stop_gradient(words_BLD), words_BLD)
+        summed_BLD = words_BLD.astype(self.dtype) + self.part("positions")(position_ids).astype(self.dtype)
+        return self.dropout(self.part("norm")(summed_BLD), deterministic=rngs is None, rngs=rngs)
+
+
+class Layer(FromSpec):
+    """Self-attention and a feed-forward network, each with a residual and a norm after it."""
+
+    def __init__(self, listed: list[Parameter], config: DistilBertConfig, precision: Precision, rngs: nnx.Rngs) -> None:
+        super().__init__()
+        self.add_parts(listed, config, precision, rngs)
+        self.head_size = config.hidden_size // config.num_attention_heads
+        self.attention_dropout = nnx.Dropout(config.attention_probs_dropout_prob)
+        self.activation = get_activation(config.hidden_act)
+        self.dropout = nnx.Dropout(config.hidden_dropout_prob)
+
+    def __call__(
+        self,
+        hidden_BLD: Array,
+        visible: Array | None,
+        head_mask: Array | None,
+        rngs: nnx.Rngs | None,
+        first_token_only: bool = False,
+    ) -> tuple[Array, Array]:
+        """Vectors (B, L, D) to vectors (B, Q, D), and the attention probabilities; Q is L, or 1 on request."""
+        random: dict[str, Any] = {"deterministic": rngs is None, "rngs": rngs}
+        asking_BQD = hidden_BLD[:, :1] if first_token_only else hidden_BLD
+        query_BHQK = self.split_heads(self.part("query")(asking_BQD))
+        key_BHLK = self.split_heads(self.part("key")(hidden_BLD))
+        value_BHLK = self.split_heads(self.part("value")(hidden_BLD))
+        dropout = partial(self.attention_dropout, **random)
+        context_BHQK, probability_BHQL = eager_attention(query_BHQK, key_BHLK, value_BHLK, visible, dropout, head_mask)
+        context_BQHK = context_BHQK.transpose(0, 2, 1, 3)
+        attended_BQD = self.part("attention_out")(context_BQHK.reshape(*context_BQHK.shape[:2], -1))
+        attended_BQD = self.part("attention_norm")(attended_BQD + asking_BQD)
+        inner_BQF = self.activation(self.part("feed_forward_in")(attended_BQD))
+        outer_BQD = self.dropout(self.part("feed_forward_out")(inner_BQF), **random)
+        return self.part("feed_forward_norm")(outer_BQD + attended_BQD), probability_BHQL
+
+    def split_heads(self, projected: Array) -> Array:
+        """(B, L, H * K) to (B, H, L, K); pruning leaves a layer fewer heads."""
+        heads = projected.shape[-1] // self.head_size
+        return projected.reshape(*projected.shape[:2], heads, self.head_size).transpose(0, 2, 1, 3)
+
+
+class FlaxDistilBertModel(PreTrainedModel):
+    """The bare encoder: ids to one vector a token. Returns ``last_hidden_state`` (B, L, D)."""
+
+    head = "base"
+
+    def add_modules(self) -> None:
+        """The embeddings and the layers."""
+        listed = self.parameter_list()
+        options = (self.config, self.precision, self.rngs)
+        attach(self, self.family.embeddings_path, Embeddings([p for p in listed if p.layer is None], *options))
+        for layer in range(self.config.num_hidden_layers):
+            path = self.family.layer_path.format(layer)
+            attach(self, path, Layer([p for p in listed if p.layer == layer], *options))
+
+    def forward(
+        self,
+        input_ids: Array | None,
+        attention_mask: Array | None,
+        head_mask: Array | None,
+        position_ids: Array | None,
+        inputs_embeds: Array | None,
+        token_type_ids: Array | None,
+        rngs: nnx.Rngs | None,
+        output_attentions: bool,
+        output_hidden_states: bool,
+        first_token_only: bool = False,
+    ) -> ModelOutput:
+        """Encode a batch. The arguments are those of a call, but for ``rngs``, which is None where dropout is off.
+
+        ``first_token_only`` spares the last layer the work for all tokens but the first, which is the only one that
+        classifiers of texts read: an eighth of the time. ``last_hidden_state`` is then (B, 1, D). Without effect
+        where attentions or hidden states are asked for.
+        """
+        input_ids, position_ids = self.check_inputs(
+            input_ids, attention_mask, inputs_embeds, position_ids, token_type_ids
+        )
+        embeddings = find(self, self.family.embeddings_path)
+        hidden_BLD = embeddings(input_ids, position_ids, inputs_embeds, rngs)
+        visible = None if attention_mask is None else visible_tokens(jnp.asarray(attention_mask))
+        head_masks = self.split_head_mask(head_mask, hidden_BLD)
+
+        hidden_states: tuple[Array, ...] = (hidden_BLD,)
+        attentions: tuple[Array, ...] = ()
+        first_token_only = first_token_only and not (output_attentions or output_hidden_states)
+        last = self.config.num_hidden_layers - 1
+        for number, layer_head_mask in enumerate(head_masks):
+            layer = find(self, self.family.layer_path.format(number))
+            only_first = first_token_only and number == last
+            hidden_BLD, probability_BHQL = layer(hidden_BLD, visible, layer_head_mask, rngs, only_first)
+            if output_hidden_states:
+                hidden_states += (hidden_BLD,)
+            if output_attentions:
+                attentions += (probability_BHQL,)
+        return ModelOutput(
+            last_hidden_state=hidden_BLD,
+            hidden_states=hidden_states if output_hidden_states else None,
+            attentions=attentions if output_attentions else None,
+        )
+
+    def split_head_mask(self, head_mask: Array | None, hidden: Array) -> list[Array | None]:
+        """One factor (1, H, 1, 1) a layer, from (H,) or (layers, H)."""
+        count = self.config.num_hidden_layers
+        if head_mask is None:
+            return [None] * count
+        head_mask = jnp.asarray(head_mask, hidden.dtype)
+        if head_mask.ndim == 1:
+            head_mask = jnp.tile(head_mask[None], (count, 1))
+        inputs.check_head_mask(head_mask.shape, self.config)
+        return list(head_mask[:, None, :, None, None])
+
+    def check_inputs(
+        self,
+        input_ids: Array | None,
+        attention_mask: Array | None,
+        inputs_embeds: Array | None,
+        position_ids: Array | None,
+        token_type_ids: Array | None,
+    ) -> tuple[Array | None, Array]:
+        """Explain what the kernels below would answer with nonsense.
+
+        Returns:
+            The ids and the positions to go on with.
+        """
+        inputs.check_shapes(
+            *(None if given is None else known(given.shape) for given in (input_ids, attention_mask, inputs_embeds)),
+            config=self.config,
+            explicit_positions=position_ids is not None,
+        )
+        if inputs_embeds is None:
+            input_ids = check_values("input_ids", input_ids, self.config.vocab_size)
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        assert given is not None  # check_shapes
+        if position_ids is None:
+            position_ids = jnp.arange(given.shape[1])[None]
+        else:
+            position_ids = check_values("position_ids", position_ids, self.config.max_position_embeddings)
+        if token_type_ids is not None:
+            warn_of_token_types()
+        return input_ids, position_ids
+
+
+def known(shape: tuple[Any, ...]) -> inputs.Shape:
+    """A shape with None for what is a symbol, as in ``jax.export``."""
+    return tuple(size if isinstance(size, int) else None for size in shape)
+
+
+@cache
+def warn_of_token_types() -> None:
+    """Say so once."""
+    logger.warning("token_type_ids are ignored: DistilBERT has no segment embeddings")
+
+
+def check_values(name: str, values: Any, limit: int, ignored: int | None = None) -> Array:
+    """Check that integers lie in 0 to ``limit`` - 1, or are ``ignored``, where they are known and on the host.
+
+    Returns:
+        ``values``; where they are not known, with those below 0 made ``limit``: JAX looks up NaN past the end of a
+        table, but counts negative numbers from there.
+
+    Raises:
+        InputError: they do not, or are not integers.
+    """
+    inputs.check_integers(name, str(values.dtype))
+    is_known = isinstance(values, np.ndarray) or (
+        isinstance(values, jax.Array)
+        and not isinstance(values, jax.core.Tracer)
+        and values.is_fully_addressable
+        and all(device.platform == "cpu" for device in values.devices())  # elsewhere it would wait for the device
+    )
+    if not is_known:
+        return values if ignored is not None else jnp.where(values < 0, limit, values)
+    judged = np.asarray(values)
+    judged = judged if ignored is None else judged[judged != ignored]
+    if judged.size:
+        inputs.check_range(name, int(judged.min()), int(judged.max()), limit)
+    return jnp.asarray(values)

@@ -1,0 +1,386 @@
+"""What the bare encoder and every head have in common: making, calling, loading, saving and changing a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.nnx import bridge
+from jax import export
+
+from distilbert.core import checkpoint, outputs
+from distilbert.core.config import DistilBertConfig
+from distilbert.core.errors import InputError
+from distilbert.core.outputs import ModelOutput
+from distilbert.core.spec import DISTILBERT, FLAX, Family, Parameter, parameters, partition
+from distilbert.flax import loading, surgery
+from distilbert.flax.parameters import FromSpec, Precision, find, no_initial_values
+
+Array = Any  # of JAX or numpy, or nested lists
+Params = dict[str, Any]
+
+
+class PreTrainedModel(FromSpec):
+    """The base of the encoder and of the heads. ``head`` is the spec's name for what the class computes.
+
+    Args:
+        config: shapes and rates.
+        input_shape: there for transformers' sake; parameters do not depend on it.
+        seed: of the initial values, and of dropout where a call is given no key.
+        dtype: what to compute in.
+        _do_init: False leaves the values out: pass ``params`` to each call.
+        rngs: in place of ``seed``, as NNX modules take it.
+        param_dtype: the type of the parameters.
+
+    Raises:
+        ConfigError: the config is not valid. InputError: an unknown type.
+    """
+
+    family: ClassVar[Family] = DISTILBERT
+    head: ClassVar[str]
+    label_names: ClassVar[tuple[str, ...]] = ()
+    forward: Callable[..., ModelOutput]  # what the class computes; a call prepares its arguments
+
+    def __init__(
+        self,
+        config: DistilBertConfig,
+        input_shape: tuple[int, ...] = (1, 1),
+        seed: int = 0,
+        dtype: Any = jnp.float32,
+        _do_init: bool = True,
+        *,
+        rngs: nnx.Rngs | None = None,
+        param_dtype: Any = jnp.float32,
+    ) -> None:
+        super().__init__()
+        config.validate()
+        self.config = config
+        self.precision = Precision(loading.parse_dtype(dtype), loading.parse_dtype(param_dtype))
+        self.deterministic = True  # what train() and eval() of NNX set
+        rngs = nnx.Rngs(seed) if rngs is None else rngs
+        self.rngs = nnx.Rngs(rngs.params(), dropout=rngs.dropout())
+        if _do_init:
+            self.add_modules()
+        else:
+            with no_initial_values():
+                self.add_modules()
+
+    def add_modules(self) -> None:
+        """Make what the class consists of."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        input_ids: Array | None = None,
+        attention_mask: Array | None = None,
+        head_mask: Array | None = None,
+        position_ids: Array | None = None,
+        inputs_embeds: Array | None = None,
+        params: Mapping[str, Any] | None = None,
+        dropout_rng: jax.Array | None = None,
+        train: bool = False,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        token_type_ids: Array | None = None,
+        **labels: Array,
+    ) -> ModelOutput | tuple[Array, ...]:
+        """Compute a batch. With ``params`` (and ``dropout_rng`` in training) a pure function of its arguments.
+
+        Args:
+            input_ids: integers (B, L); for multiple choice, here and below, (B, C, L).
+            attention_mask: (B, L), 1 for tokens and 0 for padding; by default all tokens count.
+            head_mask: (H,) or (layers, H), factors on the attention probabilities.
+            position_ids: integers (B, L) or (1, L), by default 0, 1, 2, …
+            inputs_embeds: (B, L, D), word vectors in place of ``input_ids``.
+            params: values in place of the model's own, as ``model.params`` gives them.
+            dropout_rng: a key for dropout, by default the next of the model's own.
+            train: whether dropout is at work; it also is after the model's ``train()``.
+            output_attentions: also return ``attentions``, a tuple of (B, H, L, L), one a layer.
+            output_hidden_states: also return ``hidden_states``, a tuple of (B, L, D), one more than layers.
+            return_dict: False for a plain tuple.
+            token_type_ids: ignored; DistilBERT has no segments.
+            labels: what the head's loss takes (``labels``; ``start_positions`` and ``end_positions``).
+
+        Returns:
+            What the head's class says, ``loss`` first where labels were given, and what was asked for.
+
+        Raises:
+            InputError: neither or both of ids and embeddings, a sequence longer than the position table, a mask or
+                params of another shape, labels the head does not know; ids out of range, where their values are
+                known (numpy, or JAX on the CPU outside of ``jit``). Where they are not, the outputs of that
+                sequence are NaN.
+        """
+        config = self.config
+        if unknown := labels.keys() - set(self.label_names):
+            expected = " and ".join(self.label_names) or "none"
+            raise InputError(f"{', '.join(sorted(unknown))}: {type(self).__name__} takes other labels: {expected}")
+        rngs = None
+        if train or not self.deterministic:
+            if params is not None and dropout_rng is None:
+                raise InputError("training with params= needs dropout_rng=, a key, to be a pure function")
+            rngs = nnx.Rngs(dropout=self.rngs.dropout() if dropout_rng is None else dropout_rng)
+        if params is None:
+            self.check_has_values()
+        model = self if params is None else self.with_params(params)
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "head_mask": head_mask,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+            "token_type_ids": token_type_ids,
+        }
+        output = model.forward(
+            **{name: _as_array(name, value) for name, value in (given | labels).items()},
+            rngs=rngs,
+            output_attentions=config.output_attentions if output_attentions is None else output_attentions,
+            output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+        )
+        return output if (config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def parameter_list(self) -> tuple[Parameter, ...]:
+        """The spec's rows for this model's config and head."""
+        return parameters(self.config, self.head, self.family)
+
+    def part_list(self, config: DistilBertConfig) -> Iterator[tuple[FromSpec, tuple[Parameter, ...]]]:
+        """Each part's rows, as ``config`` has them, and the section it stands in."""
+        listed = parameters(config, self.head, self.family)
+        for _, group in groupby(listed, key=lambda parameter: (parameter.section, parameter.layer, parameter.path)):
+            rows = tuple(group)
+            path = rows[0].section_path.format(rows[0].layer)
+            yield (find(self, path) if path else self), rows
+
+    def variable_list(self) -> Iterator[tuple[Parameter, nnx.Param]]:
+        """Each row that has values of its own with the variable that holds them."""
+        for parameter in self.parameter_list():
+            if parameter.tied_to is None:
+                yield parameter, find(self, FLAX.name(parameter).replace("/", "."))
+
+    @property
+    def base_model(self) -> PreTrainedModel:
+        """The encoder: the model itself, or the part of it below the head."""
+        return self if self.head == "base" else getattr(self, self.family.prefix)
+
+    @property
+    def dtype(self) -> Any:
+        """What the model computes in."""
+        return self.precision.dtype
+
+    @property
+    def params(self) -> Params:
+        """The values, in the layout of transformers' Flax checkpoints; assigning checks names and shapes.
+
+        Raises:
+            InputError: the model has none (``_do_init=False``); leaves missing, unknown, or of another shape.
+        """
+        self.check_has_values()
+        return loading.unflatten({FLAX.name(parameter): value[...] for parameter, value in self.variable_list()})
+
+    @params.setter
+    def params(self, params: Mapping[str, Any]) -> None:
+        values = loading.check_params(self.parameter_list(), params)
+        for parameter, value in self.variable_list():
+            value.set_value(jnp.asarray(values[FLAX.name(parameter)]))
+
+    def with_params(self, params: Mapping[str, Any]) -> Self:
+        """The same model with other values; nothing is copied, and the model itself stays as it is.
+
+        Raises:
+            InputError: leaves are missing, unknown, or of another shape.
+        """
+        model = nnx.merge(*nnx.split(self), copy=True)
+        model.params = params
+        return model
+
+    def init_weights(
+        self, rng: jax.Array, input_shape: tuple[int, ...] = (1, 1), params: Mapping[str, Any] | None = None
+    ) -> Params:
+        """New initial values as nested mappings; ``params`` replaces some. The model itself stays as it is."""
+        new = type(self)(self.config, rngs=nnx.Rngs(rng), param_dtype=self.precision.param_dtype).params
+        return loading.unflatten(loading.flatten(new) | loading.flatten(params or {}))
+
+    def check_has_values(self) -> None:
+        """Refuse to go on without values.
+
+        Raises:
+            InputError: the model was made with ``_do_init=False``.
+        """
+        if isinstance(next(self.variable_list())[1].get_value(), jax.ShapeDtypeStruct):
+            raise InputError(f"this {type(self).__name__} was made with _do_init=False, so pass params= to each call")
+
+    def num_parameters(self) -> int:
+        """How many numbers the model holds, tied ones counted once."""
+        return sum(value.size for value in jax.tree.leaves(self.params))
+
+    def shardings(self, mesh: jax.sharding.Mesh) -> Params:
+        """How each parameter lies on a mesh: split over its axis ``"model"``, if it has one, as the spec's table says.
+
+        Returns:
+            ``jax.sharding.NamedSharding``, nested as ``params`` is: for ``jax.device_put`` or ``in_shardings``.
+        """
+        found = {}
+        for parameter in self.parameter_list():
+            if parameter.tied_to is None:
+                axes = partition(parameter, self.config, dict(mesh.shape).get("model", 1))
+                axes = axes[::-1] if FLAX.is_transposed(parameter) else axes
+                found[FLAX.name(parameter)] = jax.NamedSharding(mesh, jax.P(*axes))
+        return loading.unflatten(found)
+
+    def shard(self, mesh: jax.sharding.Mesh) -> Self:
+        """Lay the parameters out on a mesh as ``shardings`` says, in place."""
+        self.params = jax.device_put(self.params, self.shardings(mesh))
+        return self
+
+    @property
+    def module(self) -> bridge.ToLinen:
+        """A view for code that is still Linen: ``model.module.apply({"params": model.params}, input_ids, mask)``.
+
+        Dropout takes its key from ``rngs={"dropout": key}``, with ``train=True``.
+        """
+        options = {"dtype": self.precision.dtype, "param_dtype": self.precision.param_dtype}
+        return bridge.ToLinen(type(self), args=(self.config,), kwargs=options)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        config: DistilBertConfig | None = None,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        seed: int = 0,
+        _do_init: bool = True,
+        ignore_mismatched_sizes: bool = False,
+        output_loading_info: bool = False,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **overrides: Any,
+    ) -> Self | tuple[Self, Any]:
+        """Load a checkpoint from a folder or from the Hub; the file's format is found out (``from_pt`` is not needed).
+
+        Args:
+            name_or_path: a folder, or a Hub id.
+            config: used instead of the stored one.
+            dtype: what to compute in: ``"float32"``, ``"bfloat16"`` or ``"float16"``, or JAX's name for it.
+            param_dtype: the type of the parameters, float32 by default; ``"auto"`` keeps the stored one.
+            seed: of the values that the checkpoint lacks, and of dropout.
+            _do_init: False returns the model without values, and ``params`` beside it.
+            ignore_mismatched_sizes: initialise what has another shape in the checkpoint, instead of failing.
+            output_loading_info: also return the report of missing, unexpected and mismatched tensors.
+            revision: a branch, tag or commit on the Hub.
+            cache_dir: where the Hub's files are kept.
+            local_files_only: never ask the network.
+            token: a Hub token.
+            overrides: config fields, such as ``num_labels=3``.
+
+        Raises:
+            CheckpointError: the checkpoint is absent, damaged or unsafe, or does not fit the config.
+            ConfigError: the config is not valid, or an override is not a config field.
+            InputError: an unknown dtype.
+        """
+        overrides.pop("from_pt", None)
+        config, tensors, report = checkpoint.load(
+            name_or_path,
+            cls.head,
+            config=config,
+            overrides=overrides,
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
+            family=cls.family,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        param_dtype = loading.parse_dtype(param_dtype, tensors)
+        model = cls(config, (1, 1), seed, loading.parse_dtype(dtype, tensors), False, param_dtype=param_dtype)
+        filled = model if _do_init else nnx.merge(*nnx.split(model), copy=True)
+        loading.fill(filled, tensors)
+        extra: tuple[Any, ...] = (() if _do_init else (filled.params,)) + ((report,) if output_loading_info else ())
+        return (model, *extra) if extra else model
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        params: Mapping[str, Any] | None = None,
+        *,
+        format: str = "safetensors",
+        max_shard_size: int | str = "5GB",
+    ) -> list[Path]:
+        """Write ``config.json`` and the weights, all of it or nothing.
+
+        Args:
+            folder: where to; made if absent.
+            params: values to save in place of the model's own.
+            format: ``"safetensors"``, or ``"msgpack"`` for the Flax classes of transformers 4.
+            max_shard_size: bytes or a text such as ``"200MB"``; larger weights are split, with an index.
+
+        Returns:
+            The files written.
+
+        Raises:
+            CheckpointError: the folder cannot be written or the disk is full; what was there is unchanged.
+            InputError: an unknown format or size, or ``params`` of another model.
+        """
+        if params is None:
+            params = self.params
+        flat = loading.check_params(self.parameter_list(), params)
+        config = DistilBertConfig.from_dict(
+            self.config.to_dict(),
+            architectures=[type(self).__name__.removeprefix("Flax")],
+            dtype=np.asarray(next(iter(flat.values()))).dtype.name,
+        )
+        return checkpoint.write_checkpoint(
+            folder,
+            config,
+            loading.to_arrays(self.parameter_list(), params),
+            head=self.head,
+            file_format=format,
+            max_shard_size=max_shard_size,
+            family=self.family,
+        )
+
+    resize_token_embeddings = surgery.resize_token_embeddings
+    resize_position_embeddings = surgery.resize_position_embeddings
+    prune_heads = surgery.prune_heads
+
+    def set_config(self, config: DistilBertConfig) -> None:
+        """Exchange the config, of the encoder below too."""
+        self.config = self.base_model.config = config
+
+    def get_input_embeddings(self) -> nnx.Embed:
+        """The word embeddings."""
+        return find(self.base_model, self.family.embeddings_path).part("words")
+
+    def get_position_embeddings(self) -> nnx.Embed:
+        """The position embeddings, learned or sinusoidal."""
+        return find(self.base_model, self.family.embeddings_path).part("positions")
+
+
+def _as_array(name: str, value: Any) -> Any:
+    """Nested lists of numbers as an array, anything else as it is."""
+    if not isinstance(value, (list, tuple)):
+        return value
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise InputError(f"{name} has rows of different lengths; pad them (tokenizer: padding=True)") from None
+
+
+# Lets jit, grad and vmap return an output, and jax.export store how to make one.
+outputs.register(jax.tree_util.register_pytree_node)
+export.register_pytree_node_serialization(
+    ModelOutput,
+    serialized_name="distilbert.ModelOutput",
+    serialize_auxdata=lambda names: json.dumps(names).encode(),
+    deserialize_auxdata=lambda text: tuple(json.loads(text)),
+)
