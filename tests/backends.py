@@ -137,6 +137,14 @@ def golden(case):
         return dict(file)
 
 
+def arrays_of(case, labels=False):
+    return {
+        name.removeprefix("in/"): value
+        for name, value in golden(case).items()
+        if name.startswith("in/") and (labels or name in ("in/input_ids", "in/attention_mask"))
+    }
+
+
 def inputs_of(backend, values, labels=True):
     return {
         name.removeprefix("in/"): BACKENDS[backend].tensor(value)

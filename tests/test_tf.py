@@ -82,25 +82,6 @@ def test_an_output_is_a_mapping_and_a_tuple():
     np.testing.assert_allclose(inside.logits, output.logits, rtol=0, atol=1e-5)
 
 
-def test_word_vectors_and_positions():
-    model, given = load("base"), arrays_of("base")
-    vectors = tf.gather(model.word_table(), given["input_ids"])
-    positions = np.arange(given["input_ids"].shape[1])[None]
-    expected = flatten(model(given))
-    actual = flatten(model(inputs_embeds=vectors, attention_mask=given["attention_mask"], position_ids=positions))
-    assert_same(actual, expected)
-
-
-def test_head_mask_switches_heads_off():
-    model, given = load("base"), arrays_of("base")
-    pruned = load("base")
-    pruned.prune_heads({1: [0, 3]})
-    mask = np.ones((3, 4))
-    mask[1, [0, 3]] = 0
-    assert_same(flatten(model(given, head_mask=mask)), flatten(pruned(given)), 1e-5)
-    assert_same(flatten(model(given, head_mask=np.ones(4))), flatten(model(given)), 1e-5)
-
-
 def test_functional_model():
     ids = keras.Input((None,), dtype="int32", name="input_ids")
     mask = keras.Input((None,), dtype="int32", name="attention_mask")
@@ -277,15 +258,6 @@ def test_training_needs_named_outputs():
     model.compile("sgd")
     with pytest.raises(InputError, match="the config says return_dict=False"):
         model.fit(IDS, np.array([0, 1]), verbose=0)
-
-
-def test_padding_is_never_trained():
-    x, y = toy()
-    x["input_ids"][:, -3:] = 0
-    model = new_model()
-    model.compile(keras.optimizers.SGD(1.0))
-    model.fit(x, y, verbose=0)
-    assert not np.any(model.word_table()[0])
 
 
 def test_dropout_is_at_work_in_training_only():
@@ -474,20 +446,6 @@ def test_resized_vocabulary(tmp_path):
     np.testing.assert_allclose(flatten(model(given))["logits"], before, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", ["base", "sinusoidal"])
-def test_resized_positions(case):
-    model, given = load(case), arrays_of(case)
-    before = flatten(model(given))
-    table = np.array(model.resize_position_embeddings(60).embeddings)
-    assert_same(flatten(model(given)), before)
-    if case == "sinusoidal":
-        from distilbert.core.spec import sinusoidal_positions
-
-        np.testing.assert_array_equal(table[40:], sinusoidal_positions(60, 32)[40:])
-        assert "position_embeddings" not in " ".join(value.path for value in model.trainable_variables)
-    model(np.ones((1, 60), int))
-
-
 def test_pruned_heads_are_saved(tmp_path):
     model, given = load("seqcls"), arrays_of("seqcls")
     model.prune_heads({0: [1], 2: [0, 2]})
@@ -503,17 +461,6 @@ def test_pruned_heads_are_saved(tmp_path):
     assert_same(flatten(keras.models.load_model(tmp_path / "model.keras")(given)), expected)
 
 
-def test_an_untied_output_projection(tmp_path):
-    keras.utils.set_random_seed(0)
-    model = distilbert.TFDistilBertForMaskedLM(DistilBertConfig(**TINY, tie_word_embeddings=False))
-    model.save_pretrained(tmp_path)
-    loaded = distilbert.TFDistilBertForMaskedLM.from_pretrained(tmp_path)
-    expected = flatten(model(IDS))
-    assert_same(flatten(loaded(IDS)), expected, 0)
-    loaded.resize_token_embeddings(60)
-    np.testing.assert_allclose(flatten(loaded(IDS))["logits"][..., :50], expected["logits"], rtol=0, atol=1e-6)
-
-
 def test_low_rank_adapters_are_saved_merged(tmp_path):
     model = load("seqcls")
     query = model.distilbert.stack[0].part("query")
@@ -523,15 +470,6 @@ def test_low_rank_adapters_are_saved_merged(tmp_path):
     assert np.abs(np.asarray(query.lora_kernel_b)).max() > 0
     model.save_pretrained(tmp_path)
     assert_same(flatten(load("seqcls", tmp_path)(IDS)), flatten(model(IDS)), 1e-5)
-
-
-def test_another_number_of_labels(caplog):
-    model, report = load("seqcls", num_labels=7, ignore_mismatched_sizes=True, output_loading_info=True)
-    assert sorted(report.mismatched) == ["classifier.bias", "classifier.weight"]
-    assert model(arrays_of("seqcls")).logits.shape == (3, 7)
-    assert np.asarray(model.part("classifier").kernel).std() > 0
-    with pytest.raises(CheckpointError, match="shapes contradict the config"):
-        load("seqcls", num_labels=7)
 
 
 # Several devices

@@ -128,7 +128,7 @@ class DistilBertConfig:
             return self.extra[name]
         raise AttributeError(f"DistilBertConfig has no field {name!r}")
 
-    def __hash__(self) -> int:  # of the values, so that JAX compiles anew when one has changed
+    def __hash__(self) -> int:  # by value, as comparison is: what JAX compiles for depends on it
         return hash(repr(self))
 
     # The encoders are written in BERT's vocabulary, so that a second family needs no second encoder.

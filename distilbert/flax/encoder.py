@@ -31,8 +31,15 @@ logger = logging.getLogger("distilbert")
 
 Array = jax.Array
 
+
+def gelu(value: Array) -> Array:
+    """The exact GELU, in float32 at least. JAX's own takes erfc, for which XLA needs 2.5 times as long on CPUs."""
+    wide = value.astype(jnp.promote_types(value.dtype, jnp.float32))
+    return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(value.dtype)
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu": gelu,
     "gelu_new": partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,

@@ -49,11 +49,12 @@ def pad_to_bucket(
         batch: arrays or lists by name: ``input_ids`` (B, L) or (B, C, L), ``attention_mask``, labels, …; an absent
             mask is added.
         lengths: what L may become, rising; a longer batch keeps its length.
-        batch_size: what B becomes; rows are added that no token and no label counts in.
+        batch_size: what B becomes; rows are added in which no token and no class label counts.
         pad_token_id: fills ``input_ids``.
 
     Returns:
-        The arrays. Cut the outputs back to B rows and L tokens.
+        The arrays. Cut the outputs back to B rows and L tokens. Losses stay what they were, but for question
+        answering, whose classes are the places in the padded text.
 
     Raises:
         InputError: more than ``batch_size`` rows.
@@ -72,6 +73,8 @@ def pad_to_bucket(
         if name in PER_TOKEN or labels_tokens:
             missing[-1] = (0, wanted_length - length)
         filler = pad_token_id if name == "input_ids" else FILLERS.get(name, 0)
+        if name.endswith("_positions"):
+            array = np.where(array < length, array, filler)  # what was past the end still is
         arrays[name] = np.pad(array, missing, constant_values=filler)
     return arrays
 

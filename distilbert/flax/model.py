@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -22,6 +24,8 @@ from distilbert.core.outputs import ModelOutput
 from distilbert.core.spec import DISTILBERT, FLAX, Family, Parameter, parameters, partition
 from distilbert.flax import loading, surgery
 from distilbert.flax.parameters import FromSpec, Precision, find, no_initial_values
+
+PIECE = 1024  # tokens; see by_pieces
 
 Array = Any  # of JAX or numpy, or nested lists
 Params = dict[str, Any]
@@ -65,7 +69,8 @@ class PreTrainedModel(FromSpec):
         self.precision = Precision(loading.parse_dtype(dtype), loading.parse_dtype(param_dtype))
         self.deterministic = True  # what train() and eval() of NNX set
         rngs = nnx.Rngs(seed) if rngs is None else rngs
-        self.rngs = nnx.Rngs(rngs.params(), dropout=rngs.dropout())
+        dropout = rngs.dropout if hasattr(rngs, "dropout") else rngs.params
+        self.rngs = nnx.Rngs(rngs.params(), dropout=dropout())
         if _do_init:
             self.add_modules()
         else:
@@ -138,12 +143,14 @@ class PreTrainedModel(FromSpec):
             "inputs_embeds": inputs_embeds,
             "token_type_ids": token_type_ids,
         }
-        output = model.forward(
-            **{name: _as_array(name, value) for name, value in (given | labels).items()},
+        arrays = {name: _as_array(name, value) for name, value in (given | labels).items()}
+        run = partial(
+            model.forward,
             rngs=rngs,
             output_attentions=config.output_attentions if output_attentions is None else output_attentions,
             output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
         )
+        output = run(**arrays) if rngs or any(v is not None for v in labels.values()) else by_pieces(run, arrays)
         return output if (config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     def parameter_list(self) -> tuple[Parameter, ...]:
@@ -184,8 +191,19 @@ class PreTrainedModel(FromSpec):
         self.check_has_values()
         return loading.unflatten({FLAX.name(parameter): value[...] for parameter, value in self.variable_list()})
 
-    @params.setter
-    def params(self, params: Mapping[str, Any]) -> None:
+    def __setattr__(self, name: str, value: Any) -> None:
+        # NNX forbids arrays in a plain mapping as an attribute, so a property's setter would never be reached.
+        if name == "params":
+            self.set_params(value)
+        else:
+            super().__setattr__(name, value)
+
+    def set_params(self, params: Mapping[str, Any]) -> None:
+        """What assigning ``params`` does.
+
+        Raises:
+            InputError: leaves are missing, unknown, or of another shape.
+        """
         values = loading.check_params(self.parameter_list(), params)
         for parameter, value in self.variable_list():
             value.set_value(jnp.asarray(values[FLAX.name(parameter)]))
@@ -197,7 +215,7 @@ class PreTrainedModel(FromSpec):
             InputError: leaves are missing, unknown, or of another shape.
         """
         model = nnx.merge(*nnx.split(self), copy=True)
-        model.params = params
+        model.set_params(params)
         return model
 
     def init_weights(
@@ -236,7 +254,7 @@ class PreTrainedModel(FromSpec):
 
     def shard(self, mesh: jax.sharding.Mesh) -> Self:
         """Lay the parameters out on a mesh as ``shardings`` says, in place."""
-        self.params = jax.device_put(self.params, self.shardings(mesh))
+        self.set_params(jax.device_put(self.params, self.shardings(mesh)))
         return self
 
     @property
@@ -364,6 +382,41 @@ class PreTrainedModel(FromSpec):
     def get_position_embeddings(self) -> nnx.Embed:
         """The position embeddings, learned or sinusoidal."""
         return find(self.base_model, self.family.embeddings_path).part("positions")
+
+
+def by_pieces(run: Callable[..., ModelOutput], arrays: dict[str, Any]) -> ModelOutput:
+    """``run(**arrays)``, on CPUs a few rows at a time where the batch is larger than their caches.
+
+    XLA's matrix products are fastest there on about 1,024 tokens (measured: docs/measurements.md). Only while a
+    program is traced, as the loop would otherwise be compiled at every call; not where several devices may share
+    the batch; and not where a size is a symbol.
+    """
+    given = arrays["input_ids"] if arrays["inputs_embeds"] is None else arrays["inputs_embeds"]
+    if not isinstance(given, jax.core.Tracer) or jax.default_backend() != "cpu" or jax.device_count() > 1:
+        return run(**arrays)
+    shape = given.shape if arrays["inputs_embeds"] is None else given.shape[:-1]
+    if len(shape) < 2 or not all(isinstance(size, int) and size for size in shape):
+        return run(**arrays)
+    count = shape[0]
+    most = min(count, max(1, PIECE // math.prod(shape[1:])))
+    rows = min(range(most, (most - 1) // 2, -1), key=lambda rows: -count % rows)  # the least rows to add
+    if rows >= count:
+        return run(**arrays)
+    split = {n: v for n, v in arrays.items() if v is not None and n != "head_mask" and v.shape[:1] == (count,)}
+    whole = {name: value for name, value in arrays.items() if name not in split}
+    added = -count % rows
+
+    def pieces(value: Array) -> Array:
+        padded = jnp.pad(value, [(0, added)] + [(0, 0)] * (value.ndim - 1))
+        return padded.reshape(-1, rows, *value.shape[1:])
+
+    output = jax.lax.map(lambda piece: run(**piece, **whole), {name: pieces(value) for name, value in split.items()})
+
+    def joined(value: Array) -> Array:
+        each = value.shape[1] // rows  # 1, or the number of choices
+        return value.reshape(-1, *value.shape[2:])[: count * each]
+
+    return jax.tree.map(joined, output)
 
 
 def _as_array(name: str, value: Any) -> Any:

@@ -1,0 +1,208 @@
+"""What every backend promises beyond the numbers of the golden cases: one contract, three times."""
+
+import numpy as np
+import pytest
+from backends import BACKENDS, HEADS, arrays_of, assert_close, flatten, golden, load, model_class
+from conftest import GOLDEN
+
+from distilbert import DistilBertConfig
+from distilbert.core.errors import CheckpointError, ConfigError, InputError
+from distilbert.core.spec import sinusoidal_positions
+
+IDS = np.ones((2, 4), int)
+TINY = {"vocab_size": 50, "max_position_embeddings": 16, "n_layers": 2, "n_heads": 2, "dim": 16, "hidden_dim": 32}
+
+pytestmark = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def answer(backend, model, **arrays):
+    """The outputs, as numpy arrays by name."""
+    tensors = {name: BACKENDS[backend].tensor(value) for name, value in arrays.items()}
+    return flatten(backend, model(**tensors))
+
+
+def assert_same(actual, expected, atol=1e-5):
+    assert list(actual) == list(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(actual[name], value, rtol=0, atol=atol, err_msg=name)
+
+
+def test_an_output_is_a_mapping_and_a_tuple(backend):
+    model, given = load(backend, "seqcls"), arrays_of("seqcls", labels=True)
+    tensors = {name: BACKENDS[backend].tensor(value) for name, value in given.items()}
+    output = model(**tensors, output_hidden_states=True, output_attentions=True)
+    assert list(output) == ["loss", "logits", "hidden_states", "attentions"]
+    assert output[1] is output.logits is output["logits"]
+    plain = model(**tensors, return_dict=False)
+    assert isinstance(plain, tuple) and len(plain) == 2
+
+
+def test_padding_changes_nothing(backend):
+    model = load(backend, "base")
+    alone = answer(backend, model, input_ids=np.array([[5, 6, 7]]))
+    padded = answer(backend, model, input_ids=np.array([[5, 6, 7, 0, 0]]), attention_mask=np.array([[1, 1, 1, 0, 0]]))
+    assert_close(padded["last_hidden_state"][:, :3], alone["last_hidden_state"], 1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("case", HEADS)
+def test_half_precision(backend, case, dtype):
+    given = arrays_of(case)
+    expected = answer(backend, load(backend, case), **given)
+    model = load(backend, case, dtype=dtype)
+    for name, value in answer(backend, model, **given).items():
+        assert (
+            np.abs(value - expected[name]).max()
+            < (0.15 if dtype == "bfloat16" else 0.02) * np.abs(expected[name]).max()
+        )
+    given["attention_mask"] = np.zeros_like(given["attention_mask"])
+    assert all(np.isfinite(value).all() for value in answer(backend, model, **given).values())
+
+
+def test_word_vectors_and_positions(backend):
+    model, given = load(backend, "base"), arrays_of("base")
+    table = BACKENDS[backend].parameters(model)["embeddings.word_embeddings.weight"]
+    positions = np.arange(given["input_ids"].shape[1])[None]
+    expected = answer(backend, model, **given)
+    vectors = {"inputs_embeds": table[given["input_ids"]], "attention_mask": given["attention_mask"]}
+    assert_same(answer(backend, model, **vectors), expected)
+    assert_same(answer(backend, model, **given, position_ids=positions), expected)
+
+
+def test_a_head_mask_does_what_pruning_does(backend):
+    model, given = load(backend, "base"), arrays_of("base")
+    pruned = load(backend, "base")
+    pruned.prune_heads({1: [0]})
+    pruned.prune_heads({1: [3]})
+    assert pruned.config.pruned_heads == {1: [0, 3]}
+    mask = np.ones((3, 4), np.float32)
+    mask[1, [0, 3]] = 0
+    assert_same(answer(backend, model, **given, head_mask=mask), answer(backend, pruned, **given))
+    assert_same(answer(backend, model, **given, head_mask=mask[0]), answer(backend, model, **given))
+
+
+@pytest.mark.parametrize("case", HEADS)
+def test_pruned_heads_are_saved(backend, case, tmp_path):
+    model, given = load(backend, case), arrays_of(case)
+    model.prune_heads({0: [1], 2: [0, 3]})
+    model.save_pretrained(tmp_path)
+    again = load(backend, case, tmp_path)
+    assert again.num_parameters() < load(backend, case).num_parameters()
+    assert_same(answer(backend, again, **given), answer(backend, model, **given), 1e-6)
+
+
+def test_pruning_everything_is_refused(backend):
+    with pytest.raises(ConfigError, match="not all"):
+        load(backend, "base").prune_heads({0: [0, 1, 2, 3]})
+
+
+def test_resized_vocabulary(backend, tmp_path):
+    model, given = load(backend, "mlm"), arrays_of("mlm")
+    before = answer(backend, model, **given)["logits"]
+    model.resize_token_embeddings(100, pad_to_multiple_of=8)
+    assert model.config.vocab_size == 104
+    after = answer(backend, model, **given)
+    assert_close(after["logits"][..., :97], before, 1e-5)
+    assert answer(backend, model, input_ids=np.array([[103]]))["logits"].shape == (1, 1, 104)
+    model.save_pretrained(tmp_path)
+    assert_same(answer(backend, load(backend, "mlm", tmp_path), **given), after)
+    model.resize_token_embeddings(97)
+    assert_close(answer(backend, model, **given)["logits"], before, 1e-5)
+
+
+@pytest.mark.parametrize("case", ["base", "sinusoidal"])
+def test_resized_positions(backend, case):
+    model, given = load(backend, case), arrays_of(case)
+    before = answer(backend, model, **given)
+    model.resize_position_embeddings(60)
+    assert_same(answer(backend, model, **given), before)
+    if case == "sinusoidal":
+        table = BACKENDS[backend].parameters(model)["embeddings.position_embeddings.weight"]
+        np.testing.assert_array_equal(table[40:], sinusoidal_positions(60, 32)[40:])
+    answer(backend, model, input_ids=np.ones((1, 60), int))
+
+
+def test_an_untied_output_projection(backend, tmp_path):
+    model = model_class(backend, "mlm")(
+        DistilBertConfig(**TINY, dropout=0.0, attention_dropout=0.0, tie_word_embeddings=False)
+    )
+    model.save_pretrained(tmp_path)
+    loaded = load(backend, "mlm", tmp_path)
+    expected = answer(backend, model, input_ids=IDS)
+    assert_same(answer(backend, loaded, input_ids=IDS), expected, 1e-6)
+    loaded.resize_token_embeddings(60)
+    assert_close(answer(backend, loaded, input_ids=IDS)["logits"][..., :50], expected["logits"], 1e-6)
+
+
+def test_a_new_model_has_the_initial_values_of_the_spec(backend):
+    model = model_class(backend, "mlm")(DistilBertConfig(n_layers=1))
+    values = BACKENDS[backend].parameters(model)
+    words = values["distilbert.embeddings.word_embeddings.weight"]
+    assert not words[0].any() and abs(words[1:].std() - 0.02) < 1e-3
+    assert (values["vocab_layer_norm.weight"] == 1).all() and not values["vocab_projector.bias"].any()
+    query, key = (values[f"distilbert.transformer.layer.0.attention.{name}_lin.weight"] for name in "qk")
+    assert abs(query.std() - 0.02) < 1e-3 and np.abs(query - key).max() > 0.01
+
+
+def test_padding_is_never_trained(backend):
+    model, values = load(backend, "seqcls"), golden("seqcls")
+    given = {name[3:]: BACKENDS[backend].tensor(value) for name, value in values.items() if name.startswith("in/")}
+    assert (values["in/input_ids"] == 0).any()
+    assert not BACKENDS[backend].gradients(model, given)["distilbert.embeddings.word_embeddings.weight"][0].any()
+
+
+def test_heads_load_from_other_heads_with_a_warning(backend, caplog):
+    model = load(backend, "tokcls", GOLDEN / "distilbert-base", num_labels=7)
+    assert answer(backend, model, input_ids=IDS)["logits"].shape == (2, 4, 7)
+    assert "classifier.weight" in caplog.text
+    caplog.clear()
+    load(backend, "base", GOLDEN / "distilbert-qa")
+    assert "qa_outputs.weight" in caplog.text
+
+
+def test_mismatched_shapes_are_an_error_unless_ignored(backend):
+    with pytest.raises(CheckpointError, match=r"classifier.weight is \(3, 32\), expected \(9, 32\)"):
+        load(backend, "seqcls", num_labels=9)
+    model, report = load(backend, "seqcls", num_labels=9, ignore_mismatched_sizes=True, output_loading_info=True)
+    assert sorted(report.mismatched) == ["classifier.bias", "classifier.weight"]
+    assert BACKENDS[backend].parameters(model)["classifier.weight"].std() > 0
+    assert answer(backend, model, input_ids=IDS)["logits"].shape == (2, 9)
+    with pytest.raises(CheckpointError, match="encoder weights are missing"):
+        load(backend, "seqcls", n_layers=5)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({}, "expected exactly one of input_ids and inputs_embeds"),
+        ({"input_ids": IDS[0]}, r"input_ids has shape .*4.*, expected \(batch, length\)"),
+        ({"input_ids": IDS[None]}, r"input_ids has shape .*1, 2, 4.*, expected \(batch, length\)"),
+        ({"input_ids": IDS * 97}, r"input_ids has the value 97, expected 0 to 96 \(vocab_size=97\)"),
+        ({"input_ids": -IDS}, "input_ids has the value -1"),
+        ({"input_ids": IDS, "attention_mask": IDS[:1]}, "attention_mask has shape .*1, 4.*, expected .*2, 4"),
+        ({"input_ids": IDS, "position_ids": IDS * 40}, "position_ids has the value 40, expected 0 to 39"),
+        ({"input_ids": np.ones((1, 41), int)}, "a sequence of 41 tokens is longer than max_position_embeddings=40"),
+        ({"input_ids": IDS, "head_mask": np.ones((2, 2))}, "head_mask has shape .*2, 2.*, expected"),
+        (
+            {"inputs_embeds": np.ones((2, 4, 8), np.float32)},
+            r"inputs_embeds has shape .*, expected \(batch, length, 32",
+        ),
+    ],
+)
+def test_bad_input_is_explained(backend, given, message):
+    with pytest.raises(InputError, match=message) as raised:
+        answer(backend, load(backend, "base"), **given)
+    assert "\n" not in str(raised.value)
+
+
+def test_bad_options_are_explained(backend):
+    with pytest.raises(InputError, match="dtype is 'int3', expected auto or one of"):
+        load(backend, "base", dtype="int3")
+    with pytest.raises(ConfigError, match="nlabels"):
+        load(backend, "base", nlabels=3)
+
+
+def test_token_type_ids_are_ignored(backend):
+    model = load(backend, "base")
+    expected = answer(backend, model, input_ids=IDS)
+    assert_same(answer(backend, model, input_ids=IDS, token_type_ids=IDS), expected, 0)

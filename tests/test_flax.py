@@ -1,0 +1,454 @@
+"""What JAX users do with the Flax backend, beyond the golden cases."""
+
+import json
+import os
+import subprocess
+import sys
+
+import backends
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from backends import HEADS, arrays_of
+from conftest import GOLDEN
+from flax import nnx
+
+import distilbert
+from distilbert import DistilBertConfig
+from distilbert.core.errors import InputError
+from distilbert.core.outputs import ModelOutput
+from distilbert.flax import model as flax_model
+from distilbert.flax import pad_to_bucket
+
+IDS = np.ones((2, 4), int)
+TINY = {"vocab_size": 50, "max_position_embeddings": 16, "n_layers": 2, "n_heads": 2, "dim": 16, "hidden_dim": 32}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+    """Behaviour is looked at here; the golden cases, with all optimisations, look at the numbers."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def load(case, folder=None, **options):
+    return backends.load("flax", case, folder, **options)
+
+
+def flatten(output):
+    return backends.flatten("flax", output)
+
+
+def assert_same(actual, expected, atol=1e-5):
+    actual, expected = flatten(actual), flatten(expected)
+    assert list(actual) == list(expected)
+    for name, value in expected.items():
+        backends.assert_close(actual[name], value, atol, name)
+
+
+def new_model(**options):
+    return distilbert.FlaxDistilBertForSequenceClassification(DistilBertConfig(**(TINY | options)))
+
+
+# A pure function of its arguments
+
+
+@pytest.mark.parametrize("case", HEADS)
+def test_pure_under_jit(case):
+    model, given = load(case), arrays_of(case, labels=True)
+    expected = model(**given, output_hidden_states=True, output_attentions=True)
+    run = jax.jit(lambda params: model(**given, params=params, output_hidden_states=True, output_attentions=True))
+    output = run(model.params)
+    assert isinstance(output, ModelOutput) and isinstance(output.hidden_states, tuple)
+    assert_same(output, expected)
+    doubled = jax.tree.map(lambda value: 2 * value, model.params)
+    assert not np.allclose(run(doubled)[0], expected[0])
+
+
+def test_vmap_over_params_and_over_texts():
+    model, given = load("seqcls"), arrays_of("seqcls")
+    stacked = jax.tree.map(lambda value: jnp.stack([value, 2 * value]), model.params)
+    both = jax.jit(jax.vmap(lambda params: model(**given, params=params).logits))(stacked)
+    np.testing.assert_allclose(both[0], model(**given).logits, rtol=0, atol=1e-5)
+    ids, mask = given["input_ids"], given["attention_mask"]
+    alone = jax.vmap(lambda ids, mask: model(ids[None], mask[None]).logits[0])(ids, mask)
+    np.testing.assert_allclose(alone, model(ids, mask).logits, rtol=0, atol=1e-5)
+
+
+def test_params_have_the_layout_of_transformers():
+    with (GOLDEN / "distilbert-seqcls" / "flax_model.msgpack").open("rb") as file:
+        from flax.serialization import msgpack_restore
+
+        stored = msgpack_restore(file.read())
+    params = load("seqcls").params
+    assert jax.tree.structure(params) == jax.tree.structure(stored)
+    jax.tree.map(np.testing.assert_array_equal, params, stored)
+
+
+def test_params_are_checked():
+    model = load("seqcls")
+    params = model.params
+    del params["classifier"]["bias"]
+    params["classifier"]["kernel"] = jnp.zeros((3, 32))
+    params["surplus"] = {"kernel": jnp.zeros(3)}
+    message = (
+        r"params: classifier/bias is missing; surplus/kernel is not part of this model; "
+        r"classifier/kernel has shape \(3, 32\), expected \(32, 3\)"
+    )
+    with pytest.raises(InputError, match=message):
+        model.params = params
+    with pytest.raises(InputError, match=message):
+        model(IDS, params=params)
+    with pytest.raises(InputError, match="params is a list, expected nested mappings"):
+        model(IDS, params=[])
+    changed = jax.tree.map(lambda value: value * 0, model.params)
+    model.params = changed
+    assert not np.asarray(model(IDS).logits).any()
+
+
+def test_values_may_be_left_out():
+    model, params = load("seqcls", _do_init=False)
+    np.testing.assert_array_equal(model(IDS, params=params).logits, load("seqcls")(IDS).logits)
+    for use in (lambda: model(IDS), lambda: model.params, lambda: model.resize_token_embeddings(99)):
+        with pytest.raises(InputError, match="made with _do_init=False, so pass params= to each call"):
+            use()
+    empty = distilbert.FlaxDistilBertForMaskedLM(DistilBertConfig(**TINY), (1, 1), 0, jnp.float32, False)
+    params = empty.init_weights(jax.random.key(3), (1, 1))
+    assert empty(IDS, params=params).logits.shape == (2, 4, 50)
+
+
+def test_seeds_and_rngs_decide_the_initial_values():
+    config = DistilBertConfig(**TINY)
+    cls = distilbert.FlaxDistilBertForSequenceClassification
+    one, same, other = cls(config, seed=1), cls(config, rngs=nnx.Rngs(1)), cls(config, seed=2)
+    jax.tree.map(np.testing.assert_array_equal, one.params, same.params)
+    assert not np.array_equal(one.params["classifier"]["kernel"], other.params["classifier"]["kernel"])
+    half = cls(config, param_dtype=jnp.bfloat16)
+    assert {value.dtype for value in jax.tree.leaves(half.params)} == {jnp.dtype("bfloat16")}
+
+
+def test_what_is_out_of_range_is_nan_under_jit():
+    model = load("seqcls")
+    for values in (IDS * 97, -IDS):
+        ids = IDS.copy()
+        ids[1] = values[1]
+        logits = np.asarray(jax.jit(lambda ids: model(ids).logits)(ids))
+        assert np.isfinite(logits[0]).all() and np.isnan(logits[1]).all()
+
+
+# An NNX module
+
+
+def test_nnx_tools(capsys):
+    model, given = load("seqcls"), arrays_of("seqcls")
+    expected = model(**given)
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    assert_same(nnx.merge(graphdef, params, rest)(**given), expected)
+    assert {path[0] for path, _ in nnx.to_flat_state(rest)} == {"rngs"}
+    jitted = nnx.jit(lambda model, ids, mask: model(ids, mask))
+    assert_same(jitted(model, given["input_ids"], given["attention_mask"]), expected)
+    hash(graphdef)
+    nnx.display(model)
+    assert "pre_classifier" in capsys.readouterr().out
+
+
+def toy(count=64):
+    ids = np.random.default_rng(0).integers(3, 50, (count, 8))
+    labels = np.arange(count) % 2
+    ids[:, 3] = labels + 1
+    return ids, labels
+
+
+def test_nnx_optimizer_learns():
+    ids, labels = toy()
+    model = new_model(initializer_range=0.2)
+    optimizer = nnx.Optimizer(model, optax.adam(3e-3), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model, optimizer, ids, labels):
+        loss, gradients = nnx.value_and_grad(lambda model: model(ids, labels=labels).loss)(model)
+        optimizer.update(model, gradients)
+        return loss
+
+    model.train()
+    losses = [float(step(model, optimizer, ids, labels)) for _ in range(60)]
+    model.eval()
+    assert losses[-1] < losses[0] / 3
+    assert (model(ids).logits.argmax(-1) == labels).mean() > 0.95
+
+
+def test_plain_optax_learns_with_donated_buffers():
+    ids, labels = toy()
+    model = new_model(initializer_range=0.2)
+    optimizer = optax.adam(3e-3)
+
+    def step(params, state, key):
+        key, dropout = jax.random.split(key)
+        loss, gradients = jax.value_and_grad(
+            lambda params: model(ids, params=params, labels=labels, dropout_rng=dropout, train=True).loss
+        )(params)
+        updates, state = optimizer.update(gradients, state)
+        return optax.apply_updates(params, updates), state, key, loss
+
+    step = jax.jit(step, donate_argnums=(0, 1))
+    params = jax.tree.map(jnp.copy, model.params)
+    state, key, losses = optimizer.init(params), jax.random.key(0), []
+    for _ in range(60):
+        params, state, key, loss = step(params, state, key)
+        losses.append(float(loss))
+    assert losses[-1] < losses[0] / 3
+
+
+def test_dropout_follows_the_key():
+    model = new_model(dropout=0.5)
+    params = model.params
+    one, same, other = (
+        model(IDS, params=params, dropout_rng=jax.random.key(seed), train=True).logits for seed in (0, 0, 1)
+    )
+    assert np.array_equal(one, same) and not np.array_equal(one, other)
+    assert np.array_equal(model(IDS).logits, model(IDS).logits)
+    assert not np.array_equal(model(IDS, train=True).logits, model(IDS, train=True).logits)
+    model.train()
+    assert not np.array_equal(model(IDS).logits, model(IDS).logits)
+    model.eval()
+    assert np.array_equal(model(IDS).logits, model(IDS).logits)
+    with pytest.raises(InputError, match="needs dropout_rng="):
+        model(IDS, params=params, train=True)
+
+
+@pytest.mark.parametrize("case", HEADS)
+def test_linen_view(case):
+    model, given = load(case), arrays_of(case)
+    output = model.module.apply({"params": model.params}, given["input_ids"], given["attention_mask"])
+    assert_same(output, model(**given))
+    fresh = model.module.init(jax.random.key(0), given["input_ids"])["params"]
+    assert jax.tree.structure(fresh) == jax.tree.structure(model.params)
+
+
+# Losses
+
+
+def test_losses_stay_finite_where_nothing_counts():
+    for case, names in (("mlm", ["labels"]), ("tokcls", ["labels"]), ("seqcls", ["labels"])):
+        model, given = load(case), arrays_of(case, labels=True)
+        for name in names:
+            given[name] = np.full_like(given[name], -100)
+        value, gradients = jax.value_and_grad(lambda p, m=model, g=given: m(**g, params=p).loss)(model.params)
+        assert value == 0 and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+    model, given = load("qa"), arrays_of("qa")
+    outside = np.full(len(given["input_ids"]), 99)
+    assert model(**given, start_positions=outside, end_positions=outside).loss == 0
+
+
+def test_labels_are_checked():
+    with pytest.raises(InputError, match="labels has the value 3, expected 0 to 2, or -100 where none counts"):
+        load("seqcls")(IDS, labels=np.array([0, 3]))
+    with pytest.raises(InputError, match="label: FlaxDistilBertForSequenceClassification takes other labels: labels"):
+        load("seqcls")(IDS, label=np.array([0, 1]))
+    with pytest.raises(InputError, match="FlaxDistilBertModel takes other labels: none"):
+        load("base")(IDS, labels=np.array([0, 1]))
+
+
+def test_inputs_are_checked():
+    with pytest.raises(InputError, match="input_ids has dtype float"):
+        load("seqcls")(IDS.astype(float))
+    with pytest.raises(InputError, match=f"input_ids has the value {2**32 + 5}"):
+        load("seqcls")(IDS * (2**32 + 5))
+    with pytest.raises(InputError, match="rows of different lengths; pad them"):
+        load("seqcls")([[1, 2], [3]])
+    assert_same(load("seqcls")(IDS.tolist()), load("seqcls")(IDS))
+
+
+# Few programs
+
+
+def test_mixed_lengths_compile_a_handful_of_programs():
+    model = new_model()
+    run = jax.jit(lambda params, ids, mask: model(ids, mask, params=params).logits)
+    generator = np.random.default_rng(0)
+    for length in range(1, 17):
+        ids = generator.integers(1, 50, (generator.integers(1, 5), length))
+        padded = pad_to_bucket({"input_ids": ids}, batch_size=4)
+        logits = run(model.params, padded["input_ids"], padded["attention_mask"])
+        if length in (3, 8, 13):
+            np.testing.assert_allclose(logits[: len(ids)], model(ids).logits, rtol=0, atol=1e-5)
+    assert run._cache_size() == 2
+
+
+@pytest.mark.parametrize("case", HEADS)
+def test_padding_to_a_bucket_keeps_the_loss(case):
+    model, given = load(case), arrays_of(case, labels=True)
+    padded = pad_to_bucket(given, lengths=(32,), batch_size=len(given["input_ids"]) + 2)
+    assert padded["input_ids"].shape[-1] == 32
+    if case not in ("base", "qa"):
+        np.testing.assert_allclose(model(**padded).loss, model(**given).loss, rtol=1e-5)
+    with pytest.raises(InputError, match="expected at most batch_size=1"):
+        pad_to_bucket(given, batch_size=1)
+
+
+@pytest.mark.parametrize("case", HEADS)
+@pytest.mark.parametrize("tokens", [1, 30])
+def test_pieces_give_what_the_whole_gives(case, tokens, monkeypatch):
+    model, given = load(case), arrays_of(case)
+    given = {name: np.concatenate([value, value[::-1], value[:1]]) for name, value in given.items()}
+    options = {"output_hidden_states": True, "output_attentions": True}
+    expected = model(**given, **options)
+    monkeypatch.setattr(flax_model, "PIECE", tokens)
+    run = jax.jit(lambda given: model(**given, **options))
+    assert "while" in run.lower(given).as_text()
+    assert_same(run(given), expected)
+    head_mask, positions = np.ones((3, 4), np.float32), np.arange(given["input_ids"].shape[-1])[None]
+    if case != "choice":
+        more = jax.jit(lambda given: model(**given, head_mask=head_mask, position_ids=positions))(given)
+        assert_same(more, model(**given))
+
+
+# Several devices, other processes
+
+COMMON = """
+import sys
+sys.path.insert(0, "tests")
+import jax, jax.numpy as jnp, numpy as np
+import distilbert
+from distilbert import DistilBertConfig
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+config = DistilBertConfig(vocab_size=56, max_position_embeddings=16, n_layers=2, n_heads=4, dim=32, hidden_dim=64)
+model = distilbert.FlaxDistilBertForMaskedLM(config)
+generator = np.random.default_rng(0)
+given = {"input_ids": generator.integers(1, 56, (8, 12)), "labels": generator.integers(0, 56, (8, 12)),
+         "attention_mask": np.ones((8, 12), int)}
+def step(params, given):
+    def loss(params):
+        output = model(**given, params=params)
+        return output.loss, output.logits
+    return jax.value_and_grad(loss, has_aux=True)(params)
+(loss, logits), gradients = jax.jit(step)(model.params, given)
+def check(actual, expected):
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5)
+"""
+
+
+def run_alone(script, **environment):
+    env = {**os.environ, **environment}
+    result = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=400)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+@pytest.mark.parametrize("data, model", [(8, 1), (2, 4), (4, 2)])
+def test_sharded_over_eight_devices(data, model):
+    script = f"""{COMMON}
+mesh = Mesh(np.array(jax.devices()).reshape({data}, {model}), ("data", "model"))
+single = jax.tree.map(np.asarray, model.params)
+model.shard(mesh)
+params = model.params
+query = params["distilbert"]["transformer"]["layer"]["0"]["attention"]["q_lin"]["kernel"]
+assert query.sharding.spec == P(None, "model" if {model} > 1 else None), query.sharding
+words = params["distilbert"]["embeddings"]["word_embeddings"]["embedding"]
+assert words.addressable_shards[0].data.shape == (56 // {model}, 32)
+batch = jax.device_put(given, NamedSharding(mesh, P("data")))
+compiled = jax.jit(step, out_shardings=((None, None), model.shardings(mesh))).lower(params, batch).compile()
+(sharded_loss, sharded_logits), sharded_gradients = compiled(params, batch)
+check(sharded_loss, loss)
+check(sharded_logits, logits)
+jax.tree.map(check, sharded_gradients, gradients)
+assert "all-reduce" in compiled.as_text()
+forward = jax.jit(lambda params, batch: model(**batch, params=params).logits).lower(params, batch).compile()
+print(forward.as_text().count("all-reduce("))
+"""
+    reductions = int(run_alone(script, XLA_FLAGS="--xla_force_host_platform_device_count=8"))
+    assert (reductions > 0) == (model > 1)  # data alone needs none to predict
+
+
+def test_shard_map_over_eight_devices():
+    script = f"""{COMMON}
+mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+part = jax.shard_map(lambda params, ids: model(ids, params=params).logits, mesh=mesh,
+                     in_specs=(P(), P("data")), out_specs=P("data"))
+check(jax.jit(part)(model.params, given["input_ids"]), logits)
+"""
+    run_alone(script, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+
+
+@pytest.mark.parametrize("case", HEADS)
+def test_export_reloads_in_a_fresh_process(case, tmp_path):
+    model, given = load(case), arrays_of(case)
+    shape = "b, 2, l" if case == "choice" else "b, l"
+    dims = jax.export.symbolic_shape(shape)
+    ids = jax.ShapeDtypeStruct(dims, jnp.int32)
+    exported = jax.export.export(jax.jit(lambda params, ids, mask: model(ids, mask, params=params)))(
+        jax.tree.map(lambda value: jax.ShapeDtypeStruct(value.shape, value.dtype), model.params), ids, ids
+    )
+    (tmp_path / "program").write_bytes(exported.serialize())
+    arrays = {name: value.astype(np.int32) for name, value in given.items()}
+    expected = jax.jit(lambda params, ids, mask: model(ids, mask, params=params))(
+        model.params, **{"ids": arrays["input_ids"], "mask": arrays["attention_mask"]}
+    )
+    np.savez(tmp_path / "expected.npz", **flatten(expected))
+    script = f"""
+import sys
+sys.path.insert(0, "tests")
+from pathlib import Path
+import jax, numpy as np, backends, distilbert.flax
+program = jax.export.deserialize(bytearray(Path({str(tmp_path / "program")!r}).read_bytes()))
+given = backends.arrays_of({case!r})
+ids, mask = (given[name].astype(np.int32) for name in ("input_ids", "attention_mask"))
+output = program.call(backends.load("flax", {case!r}).params, ids, mask)
+expected = np.load({str(tmp_path / "expected.npz")!r})
+for name, value in backends.flatten("flax", output).items():
+    np.testing.assert_array_equal(value, expected[name])
+assert program.call(backends.load("flax", {case!r}).params, ids[:1], mask[:1])[0].shape[0] == 1
+"""
+    run_alone(script)
+
+
+# Files
+
+
+# transformers' Flax classes read no sharded safetensors
+@pytest.mark.parametrize("format, size", [("msgpack", "5GB"), ("msgpack", "30KB"), ("safetensors", "5GB")])
+@pytest.mark.parametrize("case", HEADS)
+def test_files_are_those_that_transformers_has_read(case, format, size, tmp_path):
+    """read_by_transformers.json says how far its Flax classes' outputs were from the golden ones."""
+    evidence = json.loads((GOLDEN / "read_by_transformers.json").read_text())["flax"][f"{case} {format} {size}"]
+    load(case).save_pretrained(tmp_path, format=format, max_shard_size=size)
+    assert backends.digest(tmp_path) == evidence["digest"]
+    assert evidence["largest_difference"] < 1e-5
+
+
+def test_saving_other_params(tmp_path):
+    model = load("seqcls")
+    params = jax.tree.map(lambda value: value * 2, model.params)
+    model.save_pretrained(tmp_path, params=params)
+    jax.tree.map(np.testing.assert_array_equal, load("seqcls", tmp_path).params, params)
+
+
+def test_stored_types_are_kept_on_request(tmp_path):
+    half = load("seqcls", param_dtype="bfloat16")
+    half.save_pretrained(tmp_path, format="msgpack")
+    again = load("seqcls", tmp_path, param_dtype="auto")
+    assert {value.dtype for value in jax.tree.leaves(again.params)} == {jnp.dtype("bfloat16")}
+    jax.tree.map(np.testing.assert_array_equal, again.params, half.params)
+    assert load("seqcls", tmp_path).params["classifier"]["kernel"].dtype == jnp.float32
+
+
+def test_mixed_precision_learns():
+    ids, labels = toy()
+    for dtype in (jnp.bfloat16, jnp.float16):
+        model = distilbert.FlaxDistilBertForSequenceClassification(
+            DistilBertConfig(**TINY, initializer_range=0.2), dtype=dtype
+        )
+        optimizer = nnx.Optimizer(model, optax.adam(3e-3), wrt=nnx.Param)
+
+        @nnx.jit
+        def step(model, optimizer):
+            loss, gradients = nnx.value_and_grad(lambda model: model(ids, labels=labels, train=True).loss)(model)
+            optimizer.update(model, gradients)
+            return loss
+
+        losses = [float(step(model, optimizer)) for _ in range(60)]
+        assert losses[-1] < losses[0] / 2
+        assert {value.dtype for value in jax.tree.leaves(model.params)} == {jnp.dtype("float32")}
