@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from distilbert.core.backends import choose_backend
+from distilbert.core.backends import BACKENDS, choose_backend
 from distilbert.core.errors import DistilBertError
 from distilbert.core.files import replace_file
 from distilbert.core.tokenizer import DistilBertTokenizer
@@ -48,11 +48,8 @@ class Task(StrEnum):
 Function = StrEnum("Function", list(text_classification.FUNCTIONS))  # type: ignore[misc]
 
 
-class Framework(StrEnum):
-    """What computes."""
-
-    torch = "torch"
-    tf = "tf"
+# What computes.
+Framework = StrEnum("Framework", list(BACKENDS))  # type: ignore[misc]
 
 
 @app.callback()

@@ -92,7 +92,7 @@ def test_saved_models_come_back(backend, options, case, size, tmp_path):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("folder", ["sharded", "sharded-h5"])
+@pytest.mark.parametrize("folder", ["sharded", "sharded-h5", "sharded-msgpack"])
 def test_shards_written_by_transformers(backend, folder):
     model = load(backend, "mlm", GOLDEN / "distilbert-mlm" / folder)
     values = golden("mlm")
