@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 
@@ -452,3 +453,24 @@ def test_mixed_precision_learns():
         losses = [float(step(model, optimizer)) for _ in range(60)]
         assert losses[-1] < losses[0] / 2
         assert {value.dtype for value in jax.tree.leaves(model.params)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("style", ["optax", "nnx"])
+def test_the_example_resumes_exactly(style, tmp_path, monkeypatch, capsys):
+    texts = ["a wonderful film", "the plot is a mess", "i do not know"]
+    (tmp_path / "texts.tsv").write_text("".join(f"{text}\t{label}\n" for label, text in enumerate(texts)) * 40)
+    example = GOLDEN.parents[1] / "examples" / "flax_sentiment.py"
+
+    def run(output, *options):
+        files = [GOLDEN / "distilbert-seqcls", tmp_path / "texts.tsv", tmp_path / "texts.tsv", tmp_path / output]
+        command = [example, *files, "--epochs", "2", "--learning-rate", "1e-3", "--style", style, *options]
+        monkeypatch.setattr(sys, "argv", [str(word) for word in command])
+        runpy.run_path(str(example), run_name="__main__")
+        return capsys.readouterr().out
+
+    run("stopped", "--stop-after", "3")
+    assert "resumed at step 3" in run("stopped")
+    assert "accuracy" in run("whole")
+    whole, resumed = load("seqcls", tmp_path / "whole").params, load("seqcls", tmp_path / "stopped").params
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+    assert not np.array_equal(whole["classifier"]["kernel"], load("seqcls").params["classifier"]["kernel"])
