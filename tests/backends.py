@@ -49,7 +49,7 @@ class Torch:
     @staticmethod
     def gradients(model, inputs):
         model(**inputs).loss.backward()
-        return {name: value.grad.numpy() for name, value in model.named_parameters()}
+        return {name: value.grad.numpy() for name, value in model.named_parameters() if value.grad is not None}
 
 
 class Keras:

@@ -151,6 +151,14 @@ def test_padding_is_never_trained(backend):
     assert not BACKENDS[backend].gradients(model, given)["distilbert.embeddings.word_embeddings.weight"][0].any()
 
 
+def test_sinusoidal_positions_are_never_trained(backend):
+    model = load(backend, "seqcls", GOLDEN / "distilbert-sinusoidal")
+    given = {"input_ids": IDS, "labels": np.array([0, 1])}
+    tensors = {name: BACKENDS[backend].tensor(value) for name, value in given.items()}
+    gradient = BACKENDS[backend].gradients(model, tensors).get("distilbert.embeddings.position_embeddings.weight")
+    assert gradient is None or not gradient.any()
+
+
 def test_heads_load_from_other_heads_with_a_warning(backend, caplog):
     model = load(backend, "tokcls", GOLDEN / "distilbert-base", num_labels=7)
     assert answer(backend, model, input_ids=IDS)["logits"].shape == (2, 4, 7)

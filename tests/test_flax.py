@@ -290,6 +290,13 @@ def test_padding_to_a_bucket_keeps_the_loss(case):
         pad_to_bucket(given, batch_size=1)
 
 
+def test_floats_as_labels_cannot_be_left_out():
+    batch = {"input_ids": IDS, "labels": np.array([0.1, 0.2], np.float32)}
+    np.testing.assert_array_equal(pad_to_bucket(batch, batch_size=2)["labels"], batch["labels"])
+    with pytest.raises(InputError, match="no float means that a row does not count"):
+        pad_to_bucket(batch, batch_size=4)
+
+
 @pytest.mark.parametrize("case", HEADS)
 @pytest.mark.parametrize("tokens", [1, 30])
 def test_pieces_give_what_the_whole_gives(case, tokens, monkeypatch):
@@ -315,7 +322,7 @@ sys.path.insert(0, "tests")
 import jax, jax.numpy as jnp, numpy as np
 import distilbert
 from distilbert import DistilBertConfig
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import NamedSharding, PartitionSpec as P
 config = DistilBertConfig(vocab_size=56, max_position_embeddings=16, n_layers=2, n_heads=4, dim=32, hidden_dim=64)
 model = distilbert.FlaxDistilBertForMaskedLM(config)
 generator = np.random.default_rng(0)
@@ -342,7 +349,7 @@ def run_alone(script, **environment):
 @pytest.mark.parametrize("data, model", [(8, 1), (2, 4), (4, 2)])
 def test_sharded_over_eight_devices(data, model):
     script = f"""{COMMON}
-mesh = Mesh(np.array(jax.devices()).reshape({data}, {model}), ("data", "model"))
+mesh = jax.make_mesh(({data}, {model}), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 single = jax.tree.map(np.asarray, model.params)
 model.shard(mesh)
 params = model.params
@@ -362,6 +369,12 @@ print(forward.as_text().count("all-reduce("))
 """
     reductions = int(run_alone(script, XLA_FLAGS="--xla_force_host_platform_device_count=8"))
     assert (reductions > 0) == (model > 1)  # data alone needs none to predict
+
+
+def test_a_mesh_with_explicit_axes_is_refused():
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with pytest.raises(InputError, match="the mesh has axes that are not automatic; make it with jax.make_mesh"):
+        load("base").shard(mesh)
 
 
 def test_shard_map_over_eight_devices():

@@ -58,6 +58,7 @@ class Embeddings(FromSpec):
         super().__init__()
         self.add_parts(listed, config, precision, rngs)
         self.pad_token_id = config.pad_token_id
+        self.positions_are_fixed = config.sinusoidal_pos_embds
         self.dtype = precision.dtype
         self.dropout = nnx.Dropout(config.hidden_dropout_prob)
 
@@ -70,7 +71,10 @@ class Embeddings(FromSpec):
             # Padding's own vector is never trained, as in PyTorch (its padding_idx).
             is_padding = (input_ids == self.pad_token_id)[:, :, None]
             words_BLD = jnp.where(is_padding, jax.lax.stop_gradient(words_BLD), words_BLD)
-        summed_BLD = words_BLD.astype(self.dtype) + self.part("positions")(position_ids).astype(self.dtype)
+        positions_BLD = self.part("positions")(position_ids)
+        if self.positions_are_fixed:
+            positions_BLD = jax.lax.stop_gradient(positions_BLD)
+        summed_BLD = words_BLD.astype(self.dtype) + positions_BLD.astype(self.dtype)
         return self.dropout(self.part("norm")(summed_BLD), deterministic=rngs is None, rngs=rngs)
 
 

@@ -57,7 +57,7 @@ def pad_to_bucket(
         answering, whose classes are the places in the padded text.
 
     Raises:
-        InputError: more than ``batch_size`` rows.
+        InputError: more than ``batch_size`` rows, or fewer with labels that are floats.
     """
     arrays = {name: np.asarray(value) for name, value in batch.items()}
     shape = arrays["input_ids"].shape
@@ -67,6 +67,11 @@ def pad_to_bucket(
     wanted_rows = rows if batch_size is None else batch_size
     if wanted_rows < rows:
         raise InputError(f"the batch has {rows} rows, expected at most batch_size={batch_size}")
+    if wanted_rows > rows and "labels" in arrays and arrays["labels"].dtype.kind == "f":
+        raise InputError(
+            f"the batch has {rows} rows of labels that are floats, expected batch_size={batch_size}: "
+            "no float means that a row does not count"
+        )
     for name, array in arrays.items():
         missing = [(0, wanted_rows - rows)] + [(0, 0)] * (array.ndim - 1)
         labels_tokens = name == "labels" and array.shape == shape and array.dtype.kind in "iu"

@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 from flax.nnx import bridge
 from jax import export
+from jax.sharding import AxisType
 
 from distilbert.core import checkpoint, outputs
 from distilbert.core.config import DistilBertConfig
@@ -243,7 +244,15 @@ class PreTrainedModel(FromSpec):
 
         Returns:
             ``jax.sharding.NamedSharding``, nested as ``params`` is: for ``jax.device_put`` or ``in_shardings``.
+
+        Raises:
+            InputError: the mesh leaves the layout of what is computed to the model (``AxisType.Explicit``).
         """
+        if any(kind != AxisType.Auto for kind in mesh.axis_types):
+            raise InputError(
+                "the mesh has axes that are not automatic; make it with jax.make_mesh(shape, names, "
+                "axis_types=(jax.sharding.AxisType.Auto,) * len(names))"
+            )
         found = {}
         for parameter in self.parameter_list():
             if parameter.tied_to is None:
