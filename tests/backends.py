@@ -81,7 +81,7 @@ class Keras:
 
         with tf.GradientTape() as tape:
             loss = model(**inputs).loss
-        rows = dict(model.variable_list())
+        rows = {row: value for row, value in model.variable_list() if value.trainable}
         gradients = tape.gradient(loss, [value.value for value in rows.values()])
         return {
             row.name: np.asarray(tf.convert_to_tensor(gradient)).T

@@ -373,7 +373,7 @@ print(forward.as_text().count("all-reduce("))
 
 def test_a_mesh_with_explicit_axes_is_refused():
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
-    with pytest.raises(InputError, match="the mesh has axes that are not automatic; make it with jax.make_mesh"):
+    with pytest.raises(InputError, match=r"the mesh has axes that are not automatic; make it with jax.make_mesh"):
         load("base").shard(mesh)
 
 
