@@ -29,7 +29,7 @@ Batch = dict[str, np.ndarray]
 
 def read(tokenizer: DistilBertTokenizer, path: str) -> tuple[list[list[int]], np.ndarray]:
     """Ids and labels of a file."""
-    lines = [line.rsplit("\t", 1) for line in Path(path).read_text("utf-8").splitlines()]
+    lines = [line.rsplit("\t", 1) for line in Path(path).read_text("utf-8").strip("\n").split("\n")]
     ids = tokenizer([text for text, _ in lines], truncation=True, max_length=LENGTHS[-1])["input_ids"]
     return ids, np.array([int(label) for _, label in lines])
 
@@ -126,7 +126,7 @@ def main() -> None:
     tokenizer = DistilBertTokenizer.from_pretrained(arguments.checkpoint)
     ids, labels = read(tokenizer, arguments.train)
     model = FlaxDistilBertForSequenceClassification.from_pretrained(
-        arguments.checkpoint, num_labels=len(set(labels.tolist())), seed=arguments.seed
+        arguments.checkpoint, num_labels=int(labels.max()) + 1, seed=arguments.seed
     )
     steps = arguments.epochs * -(-len(ids) // BATCH)
     schedule = optax.warmup_cosine_decay_schedule(0.0, arguments.learning_rate, max(1, steps // 10), steps)

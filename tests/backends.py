@@ -109,7 +109,7 @@ class Flax:
     def parameters(model):
         from distilbert.flax.loading import to_arrays
 
-        return to_arrays(model.parameter_list(), model.params)
+        return to_arrays(model, model.params)
 
     @staticmethod
     def gradients(model, inputs):
@@ -118,7 +118,8 @@ class Flax:
         from distilbert.flax.loading import to_arrays
 
         gradients = jax.grad(lambda params: model(**inputs, params=params).loss)(model.params)
-        return to_arrays(model.parameter_list(), gradients)
+        names = {parameter.name for parameter, _ in model.trained_list()}
+        return {name: value for name, value in to_arrays(model, gradients).items() if name in names}
 
 
 BACKENDS = {"torch": Torch, "tf": Keras, "flax": Flax}

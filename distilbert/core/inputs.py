@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
 from distilbert.core.config import DistilBertConfig
 from distilbert.core.errors import InputError
 
 Shape = tuple[int | None, ...]  # None while a graph is traced: not known yet
 
 
+def as_array(name: str, value: Any) -> Any:
+    """Nested lists of numbers as an array, anything else as it is.
+
+    Raises:
+        InputError: the lists have different lengths.
+    """
+    if not isinstance(value, (list, tuple)):
+        return value
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise InputError(f"{name} has rows of different lengths; pad them (tokenizer: padding=True)") from None
+
+
 def check_shapes(
     input_ids: Shape | None,
     attention_mask: Shape | None,
     inputs_embeds: Shape | None,
+    position_ids: Shape | None,
     *,
     config: DistilBertConfig,
-    explicit_positions: bool = False,
 ) -> None:
     """Check what can be told from shapes alone, so also while a graph is traced.
 
@@ -32,7 +50,7 @@ def check_shapes(
         if len(input_ids) != 2:
             raise InputError(f"input_ids has shape {input_ids}, expected (batch, length)")
         batch = input_ids
-    if (batch[1] or 0) > config.max_position_embeddings and not explicit_positions:
+    if (batch[1] or 0) > config.max_position_embeddings and position_ids is None:
         raise InputError(
             f"a sequence of {batch[1]} tokens is longer than max_position_embeddings="
             f"{config.max_position_embeddings}; truncate it (tokenizer: truncation=True, max_length="
@@ -40,6 +58,8 @@ def check_shapes(
         )
     if attention_mask is not None and not _may_equal(attention_mask, batch):
         raise InputError(f"attention_mask has shape {attention_mask}, expected {batch} like the input")
+    if position_ids is not None and not any(_may_equal(position_ids, (rows, batch[1])) for rows in (1, batch[0])):
+        raise InputError(f"position_ids has shape {position_ids}, expected {batch} like the input, or one row")
 
 
 def _may_equal(shape: Shape, other: Shape) -> bool:
@@ -85,5 +105,6 @@ def check_head_mask(shape: Shape, config: DistilBertConfig) -> None:
         InputError: it has another shape.
     """
     expected = (config.num_hidden_layers, config.num_attention_heads)
-    if len(shape) != 2 or shape[0] != expected[0]:
+    is_whole = not config.pruned_heads and None not in shape
+    if len(shape) != 2 or shape[0] != expected[0] or (is_whole and shape[1] != expected[1]):
         raise InputError(f"head_mask has shape {shape}, expected {expected[1:]} or {expected}")

@@ -35,7 +35,8 @@ def eager_attention(
     score_BHQL = (query_BHQK * query_BHQK.shape[-1] ** -0.5) @ key_BHLK.swapaxes(-1, -2)
     if visible is not None:
         score_BHQL = jnp.where(visible, score_BHQL, jnp.finfo(score_BHQL.dtype).min)
-    probability_BHQL = jax.nn.softmax(score_BHQL.astype(jnp.float32)).astype(score_BHQL.dtype)
+    wide = jnp.promote_types(score_BHQL.dtype, jnp.float32)
+    probability_BHQL = jax.nn.softmax(score_BHQL.astype(wide)).astype(score_BHQL.dtype)
     probability_BHQL = dropout(probability_BHQL)
     if head_mask is not None:
         probability_BHQL = probability_BHQL * head_mask

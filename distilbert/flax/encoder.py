@@ -58,7 +58,6 @@ class Embeddings(FromSpec):
         super().__init__()
         self.add_parts(listed, config, precision, rngs)
         self.pad_token_id = config.pad_token_id
-        self.positions_are_fixed = config.sinusoidal_pos_embds
         self.dtype = precision.dtype
         self.dropout = nnx.Dropout(config.hidden_dropout_prob)
 
@@ -71,10 +70,7 @@ class Embeddings(FromSpec):
             # Padding's own vector is never trained, as in PyTorch (its padding_idx).
             is_padding = (input_ids == self.pad_token_id)[:, :, None]
             words_BLD = jnp.where(is_padding, jax.lax.stop_gradient(words_BLD), words_BLD)
-        positions_BLD = self.part("positions")(position_ids)
-        if self.positions_are_fixed:
-            positions_BLD = jax.lax.stop_gradient(positions_BLD)
-        summed_BLD = words_BLD.astype(self.dtype) + positions_BLD.astype(self.dtype)
+        summed_BLD = words_BLD.astype(self.dtype) + self.part("positions")(position_ids).astype(self.dtype)
         return self.dropout(self.part("norm")(summed_BLD), deterministic=rngs is None, rngs=rngs)
 
 
@@ -106,7 +102,8 @@ class Layer(FromSpec):
         dropout = partial(self.attention_dropout, **random)
         context_BHQK, probability_BHQL = eager_attention(query_BHQK, key_BHLK, value_BHLK, visible, dropout, head_mask)
         context_BQHK = context_BHQK.transpose(0, 2, 1, 3)
-        attended_BQD = self.part("attention_out")(context_BQHK.reshape(*context_BQHK.shape[:2], -1))
+        width = context_BQHK.shape[2] * self.head_size  # spelt out for the sake of empty batches
+        attended_BQD = self.part("attention_out")(context_BQHK.reshape(*context_BQHK.shape[:2], width))
         attended_BQD = self.part("attention_norm")(attended_BQD + asking_BQD)
         inner_BQF = self.activation(self.part("feed_forward_in")(attended_BQD))
         outer_BQD = self.dropout(self.part("feed_forward_out")(inner_BQF), **random)
@@ -201,11 +198,8 @@ class FlaxDistilBertModel(PreTrainedModel):
         Returns:
             The ids and the positions to go on with.
         """
-        inputs.check_shapes(
-            *(None if given is None else known(given.shape) for given in (input_ids, attention_mask, inputs_embeds)),
-            config=self.config,
-            explicit_positions=position_ids is not None,
-        )
+        shapes = (input_ids, attention_mask, inputs_embeds, position_ids)
+        inputs.check_shapes(*(None if given is None else known(given.shape) for given in shapes), config=self.config)
         if inputs_embeds is None:
             input_ids = check_values("input_ids", input_ids, self.config.vocab_size)
         given = input_ids if inputs_embeds is None else inputs_embeds
@@ -248,7 +242,7 @@ def check_values(name: str, values: Any, limit: int, ignored: int | None = None)
         and all(device.platform == "cpu" for device in values.devices())  # elsewhere it would wait for the device
     )
     if not is_known:
-        return values if ignored is not None else jnp.where(values < 0, limit, values)
+        return jnp.where((values < 0) & (values != ignored), limit, values)
     judged = np.asarray(values)
     judged = judged if ignored is None else judged[judged != ignored]
     if judged.size:

@@ -36,7 +36,6 @@ class HeadModel(PreTrainedModel):
         encoder = FlaxDistilBertModel(
             self.config, dtype=self.precision.dtype, rngs=self.rngs, param_dtype=self.precision.param_dtype
         )
-        del encoder.rngs  # keys come from the whole model's
         setattr(self, self.family.prefix, encoder)
         rows = [parameter for parameter in self.parameter_list() if parameter.section == "head"]
         self.add_parts(rows, self.config, self.precision, self.rngs)
@@ -45,6 +44,10 @@ class HeadModel(PreTrainedModel):
     def drop(self, vectors: Array, rngs: nnx.Rngs | None) -> Array:
         """Dropout, where it is at work."""
         return self.dropout(vectors, deterministic=rngs is None, rngs=rngs)
+
+    def classify(self, vectors: Array, rngs: nnx.Rngs | None) -> Array:
+        """Scores (N, C) of whole texts, from the vectors (N, D) of their first tokens."""
+        return self.part("classifier")(self.drop(jax.nn.relu(self.part("pre_classifier")(vectors)), rngs))
 
     def answer(self, encoded: ModelOutput, **values: Array | None) -> ModelOutput:
         """The head's ``values`` together with what the encoder returned besides its vectors."""
@@ -91,8 +94,7 @@ class FlaxDistilBertForSequenceClassification(HeadModel):
     def forward(self, rngs: nnx.Rngs | None, labels: Array | None = None, **inputs: Any) -> ModelOutput:
         """See the class."""
         encoded = self.base_model.forward(rngs=rngs, **inputs, first_token_only=True)
-        pooled_BD = jax.nn.relu(self.part("pre_classifier")(encoded.last_hidden_state[:, 0]))
-        logits_BC = self.part("classifier")(self.drop(pooled_BD, rngs))
+        logits_BC = self.classify(encoded.last_hidden_state[:, 0], rngs)
         loss = None
         if labels is not None:
             is_class = jnp.issubdtype(labels.dtype, jnp.integer) and self.config.num_labels > 1
@@ -120,8 +122,7 @@ class FlaxDistilBertForMultipleChoice(HeadModel):
             if inputs[name] is not None:
                 inputs[name] = inputs[name].reshape(-1, *inputs[name].shape[2:])
         encoded = self.base_model.forward(rngs=rngs, **inputs, first_token_only=True)
-        pooled = jax.nn.relu(self.part("pre_classifier")(encoded.last_hidden_state[:, 0]))
-        logits_BC = self.part("classifier")(self.drop(pooled, rngs)).reshape(given.shape[:2])
+        logits_BC = self.classify(encoded.last_hidden_state[:, 0], rngs).reshape(given.shape[:2])
         loss = None
         if labels is not None:
             loss = token_loss(logits_BC, check_values("labels", labels, logits_BC.shape[1], IGNORED))

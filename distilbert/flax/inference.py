@@ -12,7 +12,7 @@ import numpy as np
 from distilbert.core.checkpoint import require_head
 from distilbert.core.config import DistilBertConfig
 from distilbert.core.errors import InputError
-from distilbert.core.inputs import check_range
+from distilbert.core.inputs import as_array, check_range
 from distilbert.flax import heads
 from distilbert.flax.encoder import FlaxDistilBertModel
 from distilbert.flax.losses import IGNORED
@@ -48,8 +48,8 @@ def pad_to_bucket(
     Args:
         batch: arrays or lists by name: ``input_ids`` (B, L) or (B, C, L), ``attention_mask``, labels, …; an absent
             mask is added.
-        lengths: what L may become, rising; a longer batch keeps its length.
-        batch_size: what B becomes; rows are added in which no token and no class label counts.
+        lengths: what L may become, up to the model's longest; a longer batch keeps its length.
+        batch_size: what B becomes; rows are added in which no token counts, nor any label, which must be classes.
         pad_token_id: fills ``input_ids``.
 
     Returns:
@@ -59,7 +59,7 @@ def pad_to_bucket(
     Raises:
         InputError: more than ``batch_size`` rows, or fewer with labels that are floats.
     """
-    arrays = {name: np.asarray(value) for name, value in batch.items()}
+    arrays = {name: np.asarray(as_array(name, value)) for name, value in batch.items()}
     shape = arrays["input_ids"].shape
     arrays.setdefault("attention_mask", np.ones(shape, np.int32))
     rows, length = shape[0], shape[-1]
@@ -73,7 +73,11 @@ def pad_to_bucket(
             "no float means that a row does not count"
         )
     for name, array in arrays.items():
-        missing = [(0, wanted_rows - rows)] + [(0, 0)] * (array.ndim - 1)
+        if name == "head_mask":
+            continue
+        if name in FILLERS and array.dtype.kind in "iu":
+            array = array.astype(np.int32)  # smaller types cannot hold the fillers
+        missing = [(0, wanted_rows - rows if len(array) == rows else 0)] + [(0, 0)] * (array.ndim - 1)
         labels_tokens = name == "labels" and array.shape == shape and array.dtype.kind in "iu"
         if name in PER_TOKEN or labels_tokens:
             missing[-1] = (0, wanted_length - length)
@@ -127,8 +131,8 @@ class InferenceModel:
         """Run one batch.
 
         Args:
-            input_ids: integers (B, L).
-            attention_mask: (B, L), 1 for tokens and 0 for padding.
+            input_ids: integers (B, L), or (B, C, L) for multiple choice.
+            attention_mask: of the same shape, 1 for tokens and 0 for padding.
 
         Returns:
             The model's outputs by name, as float32.
@@ -137,12 +141,13 @@ class InferenceModel:
             InputError: an id outside the vocabulary, a sequence too long for the model, or a full device.
         """
         check_range("input_ids", int(input_ids.min()), int(input_ids.max()), self.config.vocab_size)
-        rows, length = input_ids.shape
+        rows, length = input_ids.shape[0], input_ids.shape[-1]
         lengths = [bucket for bucket in LENGTHS if bucket <= self.config.max_position_embeddings]
-        padded = pad_to_bucket({"input_ids": input_ids, "attention_mask": attention_mask}, lengths)
-        given = jax.device_put((padded["input_ids"], padded["attention_mask"]), self.device)
+        given = {"input_ids": input_ids, "attention_mask": attention_mask}
+        padded = pad_to_bucket(given, lengths, batch_size=1 << (rows - 1).bit_length())
+        arguments = jax.device_put((padded["input_ids"], padded["attention_mask"]), self.device)
         try:
-            output = self.run(self.params, *given)
+            output = self.run(self.params, *arguments)
             arrays = {name: np.asarray(value, np.float32)[:rows] for name, value in output.items()}
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
@@ -164,7 +169,7 @@ def parse_device(device: str | None) -> jax.Device:
         return jax.devices()[0]
     kind, _, number = (device or "cpu").partition(":")
     try:
-        return jax.devices(kind)[int(number or 0)]
-    except (RuntimeError, IndexError, ValueError):
+        return dict(enumerate(jax.devices(kind)))[int(number or 0)]
+    except (RuntimeError, KeyError, ValueError):
         present = ", ".join(dict.fromkeys(found.platform for found in jax.devices()))
         raise InputError(f"device is {device!r}, which JAX cannot use here; it sees {present}") from None

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distilbert.core.errors import InputError
-from distilbert.core.spec import FLAX, Parameter
+from distilbert.core.spec import FLAX, Kind, Parameter
 from distilbert.flax.parameters import initializer
 
 if TYPE_CHECKING:
@@ -28,11 +28,15 @@ def fill(model: PreTrainedModel, tensors: Mapping[str, np.ndarray]) -> None:
             value.set_value(initializer(parameter, model.config)(model.rngs.params(), value.shape, value.dtype))
 
 
-def to_arrays(listed: Iterable[Parameter], params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Values by canonical name, in PyTorch's orientation; tied ones once."""
+def to_arrays(model: PreTrainedModel, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Values by canonical name, in PyTorch's orientation; tied ones once. What ``params`` lacks is the model's own."""
     flat = flatten(params)
-    arrays = {p.name: (p, np.asarray(flat[FLAX.name(p)])) for p in listed if p.tied_to is None}
-    return {name: array.T if FLAX.is_transposed(p) else array for name, (p, array) in arrays.items()}
+    arrays: dict[str, np.ndarray] = {}
+    for parameter, value in model.variable_list():
+        name = FLAX.name(parameter)
+        array = np.asarray(flat[name] if name in flat else value.get_value())
+        arrays[parameter.name] = array.T if FLAX.is_transposed(parameter) else array
+    return arrays
 
 
 def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -43,20 +47,10 @@ def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The reverse of ``flatten``."""
-    params: dict[str, Any] = {}
-    for name, value in flat.items():
-        *way, leaf = name.split("/")
-        node = params
-        for part in way:
-            node = node.setdefault(part, {})
-        node[leaf] = value
-    return params
-
-
 def check_params(listed: Iterable[Parameter], params: Mapping[str, Any]) -> dict[str, Any]:
     """The values of nested ``params`` by their full names, once they are those of the parameters ``listed``.
+
+    Sinusoidal positions may be absent: transformers has none among its own, and no optimiser trains them.
 
     Raises:
         InputError: leaves are missing, unknown, or of another shape; all are named.
@@ -64,8 +58,10 @@ def check_params(listed: Iterable[Parameter], params: Mapping[str, Any]) -> dict
     if not isinstance(params, Mapping):
         raise InputError(f"params is a {type(params).__name__}, expected nested mappings as model.params gives them")
     flat = flatten(params)
+    listed = tuple(listed)
     expected = {FLAX.name(p): p.shape[::-1] if FLAX.is_transposed(p) else p.shape for p in listed if not p.tied_to}
-    problems = [f"{name} is missing" for name in expected if name not in flat]
+    fixed = {FLAX.name(p) for p in listed if p.kind is Kind.SINUSOID}
+    problems = [f"{name} is missing" for name in expected if name not in flat and name not in fixed]
     problems += [f"{name} is not part of this model" for name in flat if name not in expected]
     for name in expected.keys() & flat.keys():
         if np.shape(flat[name]) != expected[name]:
@@ -77,7 +73,7 @@ def check_params(listed: Iterable[Parameter], params: Mapping[str, Any]) -> dict
 
 
 def parse_dtype(dtype: Any, tensors: Mapping[str, np.ndarray] | None = None) -> Any:
-    """The type that ``dtype`` names; ``"auto"`` is the one that the checkpoint stores.
+    """The type that ``dtype`` names, float32 for None; ``"auto"`` is the one that the checkpoint stores.
 
     Raises:
         InputError: not one of the types a model can have.
@@ -85,9 +81,9 @@ def parse_dtype(dtype: Any, tensors: Mapping[str, np.ndarray] | None = None) -> 
     if dtype == "auto" and tensors is not None:
         dtype = next((array.dtype.name for array in tensors.values()), "float32")
     try:
-        parsed = jnp.dtype(dtype)
+        parsed = jnp.dtype("float32" if dtype is None else dtype)
     except TypeError:
         parsed = None
     if parsed is None or parsed.name not in DTYPES:
-        raise InputError(f"dtype is {dtype!r}, expected auto or one of {', '.join(DTYPES)}")
+        raise InputError(f"dtype is {dtype!r}, expected {'auto or ' if tensors else ''}one of {', '.join(DTYPES)}")
     return parsed

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from distilbert.core.config import DistilBertConfig
+from distilbert.core.errors import InputError
 
 Array = jax.Array
 IGNORED = -100
@@ -39,7 +40,10 @@ def classification_loss(logits_BC: Array, labels: Array, config: DistilBertConfi
 
 def token_loss(logits: Array, labels: Array) -> Array:
     """Mean cross entropy of logits (…, C) against the labels (…) that are not -100."""
-    labels = labels.reshape(logits.shape[:-1])
+    try:
+        labels = labels.reshape(logits.shape[:-1])
+    except TypeError:
+        raise InputError(f"labels has shape {labels.shape}, expected {logits.shape[:-1]}") from None
     counts = labels != IGNORED
     loss = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), jnp.where(counts, labels, 0))
     return jnp.sum(loss, where=counts) / jnp.maximum(counts.sum(), 1)

@@ -16,13 +16,16 @@ import numpy as np
 from flax import nnx
 from flax.nnx import bridge
 from jax import export
+from jax.interpreters.partial_eval import DynamicJaxprTracer
 from jax.sharding import AxisType
 
 from distilbert.core import checkpoint, outputs
 from distilbert.core.config import DistilBertConfig
 from distilbert.core.errors import InputError
+from distilbert.core.formats.flax_msgpack import unflatten
+from distilbert.core.inputs import as_array
 from distilbert.core.outputs import ModelOutput
-from distilbert.core.spec import DISTILBERT, FLAX, Family, Parameter, parameters, partition
+from distilbert.core.spec import DISTILBERT, FLAX, Family, Kind, Parameter, parameters, partition
 from distilbert.flax import loading, surgery
 from distilbert.flax.parameters import FromSpec, Precision, find, no_initial_values
 
@@ -126,8 +129,8 @@ class PreTrainedModel(FromSpec):
         """
         config = self.config
         if unknown := labels.keys() - set(self.label_names):
-            expected = " and ".join(self.label_names) or "none"
-            raise InputError(f"{', '.join(sorted(unknown))}: {type(self).__name__} takes other labels: {expected}")
+            own = " and ".join(self.label_names) or "none"
+            raise InputError(f"{', '.join(sorted(unknown))}: no argument of {type(self).__name__}; its labels: {own}")
         rngs = None
         if train or not self.deterministic:
             if params is not None and dropout_rng is None:
@@ -144,7 +147,7 @@ class PreTrainedModel(FromSpec):
             "inputs_embeds": inputs_embeds,
             "token_type_ids": token_type_ids,
         }
-        arrays = {name: _as_array(name, value) for name, value in (given | labels).items()}
+        arrays = {name: as_array(name, value) for name, value in (given | labels).items()}
         run = partial(
             model.forward,
             rngs=rngs,
@@ -153,6 +156,16 @@ class PreTrainedModel(FromSpec):
         )
         output = run(**arrays) if rngs or any(v is not None for v in labels.values()) else by_pieces(run, arrays)
         return output if (config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def set_view(self, deterministic: bool | None = None, **more: Any) -> dict[str, Any]:
+        """What ``nnx.view`` calls to switch dropout.
+
+        Args:
+          deterministic: False where dropout is at work.
+        """
+        if deterministic is not None:
+            self.deterministic = deterministic
+        return more
 
     def parameter_list(self) -> tuple[Parameter, ...]:
         """The spec's rows for this model's config and head."""
@@ -166,11 +179,15 @@ class PreTrainedModel(FromSpec):
             path = rows[0].section_path.format(rows[0].layer)
             yield (find(self, path) if path else self), rows
 
-    def variable_list(self) -> Iterator[tuple[Parameter, nnx.Param]]:
+    def variable_list(self) -> Iterator[tuple[Parameter, nnx.Variable]]:
         """Each row that has values of its own with the variable that holds them."""
         for parameter in self.parameter_list():
             if parameter.tied_to is None:
                 yield parameter, find(self, FLAX.name(parameter).replace("/", "."))
+
+    def trained_list(self) -> Iterator[tuple[Parameter, nnx.Variable]]:
+        """The part of ``variable_list`` that optimisers change."""
+        return (entry for entry in self.variable_list() if entry[0].kind is not Kind.SINUSOID)
 
     @property
     def base_model(self) -> PreTrainedModel:
@@ -186,11 +203,14 @@ class PreTrainedModel(FromSpec):
     def params(self) -> Params:
         """The values, in the layout of transformers' Flax checkpoints; assigning checks names and shapes.
 
+        The mappings are new each time: changing them does not change the model. Sinusoidal positions, which are not
+        trained, are not among them.
+
         Raises:
             InputError: the model has none (``_do_init=False``); leaves missing, unknown, or of another shape.
         """
         self.check_has_values()
-        return loading.unflatten({FLAX.name(parameter): value[...] for parameter, value in self.variable_list()})
+        return unflatten({FLAX.name(parameter): value[...] for parameter, value in self.trained_list()})
 
     def __setattr__(self, name: str, value: Any) -> None:
         # NNX forbids arrays in a plain mapping as an attribute, so a property's setter would never be reached.
@@ -207,7 +227,8 @@ class PreTrainedModel(FromSpec):
         """
         values = loading.check_params(self.parameter_list(), params)
         for parameter, value in self.variable_list():
-            value.set_value(jnp.asarray(values[FLAX.name(parameter)]))
+            if FLAX.name(parameter) in values:
+                value.set_value(jnp.asarray(values[FLAX.name(parameter)]))
 
     def with_params(self, params: Mapping[str, Any]) -> Self:
         """The same model with other values; nothing is copied, and the model itself stays as it is.
@@ -224,7 +245,7 @@ class PreTrainedModel(FromSpec):
     ) -> Params:
         """New initial values as nested mappings; ``params`` replaces some. The model itself stays as it is."""
         new = type(self)(self.config, rngs=nnx.Rngs(rng), param_dtype=self.precision.param_dtype).params
-        return loading.unflatten(loading.flatten(new) | loading.flatten(params or {}))
+        return unflatten(loading.flatten(new) | loading.flatten(params or {}))
 
     def check_has_values(self) -> None:
         """Refuse to go on without values.
@@ -237,7 +258,7 @@ class PreTrainedModel(FromSpec):
 
     def num_parameters(self) -> int:
         """How many numbers the model holds, tied ones counted once."""
-        return sum(value.size for value in jax.tree.leaves(self.params))
+        return sum(math.prod(parameter.shape) for parameter in self.parameter_list() if parameter.tied_to is None)
 
     def shardings(self, mesh: jax.sharding.Mesh) -> Params:
         """How each parameter lies on a mesh: split over its axis ``"model"``, if it has one, as the spec's table says.
@@ -254,12 +275,11 @@ class PreTrainedModel(FromSpec):
                 "axis_types=(jax.sharding.AxisType.Auto,) * len(names))"
             )
         found = {}
-        for parameter in self.parameter_list():
-            if parameter.tied_to is None:
-                axes = partition(parameter, self.config, dict(mesh.shape).get("model", 1))
-                axes = axes[::-1] if FLAX.is_transposed(parameter) else axes
-                found[FLAX.name(parameter)] = jax.NamedSharding(mesh, jax.P(*axes))
-        return loading.unflatten(found)
+        for parameter, _ in self.trained_list():
+            axes = partition(parameter, self.config, dict(mesh.shape).get("model", 1))
+            axes = axes[::-1] if FLAX.is_transposed(parameter) else axes
+            found[FLAX.name(parameter)] = jax.NamedSharding(mesh, jax.P(*axes))
+        return unflatten(found)
 
     def shard(self, mesh: jax.sharding.Mesh) -> Self:
         """Lay the parameters out on a mesh as ``shardings`` says, in place."""
@@ -270,7 +290,7 @@ class PreTrainedModel(FromSpec):
     def module(self) -> bridge.ToLinen:
         """A view for code that is still Linen: ``model.module.apply({"params": model.params}, input_ids, mask)``.
 
-        Dropout takes its key from ``rngs={"dropout": key}``, with ``train=True``.
+        Dropout, with ``train=True``, takes its key from ``rngs={"dropout": key}``: without it, it is always the same.
         """
         options = {"dtype": self.precision.dtype, "param_dtype": self.precision.param_dtype}
         return bridge.ToLinen(type(self), args=(self.config,), kwargs=options)
@@ -330,9 +350,15 @@ class PreTrainedModel(FromSpec):
         )
         param_dtype = loading.parse_dtype(param_dtype, tensors)
         model = cls(config, (1, 1), seed, loading.parse_dtype(dtype, tensors), False, param_dtype=param_dtype)
-        filled = model if _do_init else nnx.merge(*nnx.split(model), copy=True)
-        loading.fill(filled, tensors)
-        extra: tuple[Any, ...] = (() if _do_init else (filled.params,)) + ((report,) if output_loading_info else ())
+        empty = nnx.merge(*nnx.split(model), copy=True)
+        loading.fill(model, tensors)
+        params = model.params
+        if not _do_init:
+            for (parameter, value), (_, hollow) in zip(model.variable_list(), empty.variable_list(), strict=True):
+                if parameter.kind is Kind.SINUSOID:
+                    hollow.set_value(value.get_value())
+            model = empty
+        extra: tuple[Any, ...] = (() if _do_init else (params,)) + ((report,) if output_loading_info else ())
         return (model, *extra) if extra else model
 
     def save_pretrained(
@@ -369,7 +395,7 @@ class PreTrainedModel(FromSpec):
         return checkpoint.write_checkpoint(
             folder,
             config,
-            loading.to_arrays(self.parameter_list(), params),
+            loading.to_arrays(self, params),
             head=self.head,
             file_format=format,
             max_shard_size=max_shard_size,
@@ -379,10 +405,6 @@ class PreTrainedModel(FromSpec):
     resize_token_embeddings = surgery.resize_token_embeddings
     resize_position_embeddings = surgery.resize_position_embeddings
     prune_heads = surgery.prune_heads
-
-    def set_config(self, config: DistilBertConfig) -> None:
-        """Exchange the config, of the encoder below too."""
-        self.config = self.base_model.config = config
 
     def get_input_embeddings(self) -> nnx.Embed:
         """The word embeddings."""
@@ -396,12 +418,13 @@ class PreTrainedModel(FromSpec):
 def by_pieces(run: Callable[..., ModelOutput], arrays: dict[str, Any]) -> ModelOutput:
     """``run(**arrays)``, on CPUs a few rows at a time where the batch is larger than their caches.
 
-    XLA's matrix products are fastest there on about 1,024 tokens (measured: docs/measurements.md). Only while a
-    program is traced, as the loop would otherwise be compiled at every call; not where several devices may share
-    the batch; and not where a size is a symbol.
+    XLA's matrix products are fastest there on about 1,024 tokens (measured: docs/measurements.md). Only where
+    ``jit`` traces the inputs, as the loop would otherwise be compiled at every call; not where several devices may
+    share the batch; and not where a size is a symbol.
     """
     given = arrays["input_ids"] if arrays["inputs_embeds"] is None else arrays["inputs_embeds"]
-    if not isinstance(given, jax.core.Tracer) or jax.default_backend() != "cpu" or jax.device_count() > 1:
+    is_compiled = isinstance(given, DynamicJaxprTracer)
+    if not is_compiled or jax.default_backend() != "cpu" or jax.device_count() > 1:
         return run(**arrays)
     shape = given.shape if arrays["inputs_embeds"] is None else given.shape[:-1]
     if len(shape) < 2 or not all(isinstance(size, int) and size for size in shape):
@@ -426,16 +449,6 @@ def by_pieces(run: Callable[..., ModelOutput], arrays: dict[str, Any]) -> ModelO
         return value.reshape(-1, *value.shape[2:])[: count * each]
 
     return jax.tree.map(joined, output)
-
-
-def _as_array(name: str, value: Any) -> Any:
-    """Nested lists of numbers as an array, anything else as it is."""
-    if not isinstance(value, (list, tuple)):
-        return value
-    try:
-        return np.asarray(value)
-    except ValueError:
-        raise InputError(f"{name} has rows of different lengths; pad them (tokenizer: padding=True)") from None
 
 
 # Lets jit, grad and vmap return an output, and jax.export store how to make one.

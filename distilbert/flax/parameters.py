@@ -39,6 +39,10 @@ class Precision:
     param_dtype: Any
 
 
+class Fixed(nnx.Variable):
+    """A parameter that is never trained: no ``nnx.Param``, so optimisers leave it alone."""
+
+
 class FromSpec(nnx.Module):
     """A module whose parts are made from rows of the spec, and are called by their role.
 
@@ -114,6 +118,10 @@ def make_part(
         types["dtype"] = precision.param_dtype  # else the whole table would be cast at every call
         return nnx.Embed(*first.shape, embedding_init=initial, rngs=rngs, **types)
 
+    if first.kind is Kind.SINUSOID:
+        part: Any = make(rngs)
+        part.embedding = Fixed(part.embedding.get_value())
+        return part
     # Within eval_shape random keys cannot be taken from outside.
     return nnx.eval_shape(lambda: make(nnx.Rngs(0))) if _skip_initial_values.get() else make(rngs)
 
@@ -137,6 +145,6 @@ def initializer(parameter: Parameter, config: DistilBertConfig) -> Callable[[Arr
     return values
 
 
-def variable(part: nnx.Module, parameter: Parameter) -> nnx.Param:
+def variable(part: nnx.Module, parameter: Parameter) -> nnx.Variable:
     """The variable of a part that holds ``parameter``."""
     return getattr(part, FLAX.leaves[parameter.kind])

@@ -24,7 +24,7 @@ def resize_token_embeddings(
     """Change the vocabulary's size: known rows stay, new ones are initialised, a masked LM's output follows.
 
     Args:
-        model: changed in place; its config too. Optimisers made before hold the old parameters.
+        model: changed in place; its config too. Optimisers made before hold the old parameters; shard it again.
         new_num_tokens: rows wanted, by default as many as there are.
         pad_to_multiple_of: round up to a multiple, for the matrix units of GPUs, or to split the table evenly.
 
@@ -71,6 +71,7 @@ def prune_heads(model: PreTrainedModel, heads_to_prune: Mapping[int, list[int]])
         return np.take(np.asarray(old), rows, axes.index("attention_size"))  # type: ignore[return-value]
 
     _rebuild(model, "attention_size", changed, keep)
+    model.config.pruned_heads = changed.pruned_heads
 
 
 def _resize(model: PreTrainedModel, axis: str, size: int) -> None:
@@ -81,6 +82,7 @@ def _resize(model: PreTrainedModel, axis: str, size: int) -> None:
         return new.at[kept].set(old[kept])
 
     _rebuild(model, axis, surgery.resized(model.config, axis, size), keep)
+    setattr(model.config, axis, size)
 
 
 def _rebuild(
@@ -101,4 +103,3 @@ def _rebuild(
                 values = keep(row, variable(old, row)[...], variable(new, row)[...])
                 variable(new, row).set_value(jax.numpy.asarray(values))
         attach(section, rows[0].path, new)
-    model.set_config(changed)

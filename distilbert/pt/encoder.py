@@ -217,11 +217,8 @@ class DistilBertModel(PreTrainedModel):
         token_type_ids: Tensor | None,
     ) -> None:
         """Explain what the kernels below would only fail on; values are left to them where a graph is traced."""
-        inputs.check_shapes(
-            *(None if given is None else tuple(given.shape) for given in (input_ids, attention_mask, inputs_embeds)),
-            config=self.config,
-            explicit_positions=position_ids is not None,
-        )
+        shapes = (input_ids, attention_mask, inputs_embeds, position_ids)
+        inputs.check_shapes(*(None if given is None else tuple(given.shape) for given in shapes), config=self.config)
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return
         if inputs_embeds is None and input_ids is not None and input_ids.device.type == "cpu" and input_ids.numel():

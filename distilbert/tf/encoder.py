@@ -233,11 +233,8 @@ class TFDistilBertModel(PreTrainedModel):
         Returns:
             The ids and the positions to go on with.
         """
-        inputs.check_shapes(
-            *(None if given is None else tuple(given.shape) for given in (input_ids, attention_mask, inputs_embeds)),
-            config=self.config,
-            explicit_positions=position_ids is not None,
-        )
+        shapes = (input_ids, attention_mask, inputs_embeds, position_ids)
+        inputs.check_shapes(*(None if given is None else tuple(given.shape) for given in shapes), config=self.config)
         if inputs_embeds is None:
             input_ids = check_values("input_ids", input_ids, self.config.vocab_size)
         given = input_ids if inputs_embeds is None else inputs_embeds

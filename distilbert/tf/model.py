@@ -18,6 +18,7 @@ from distilbert.core import checkpoint, outputs
 from distilbert.core.checkpoint import LoadReport
 from distilbert.core.config import DistilBertConfig
 from distilbert.core.errors import InputError
+from distilbert.core.inputs import as_array
 from distilbert.core.outputs import ModelOutput
 from distilbert.core.spec import DISTILBERT, Family, Parameter, parameters
 from distilbert.tf import loading, surgery
@@ -94,7 +95,7 @@ class PreTrainedModel(FromSpec, keras.Model):
                 f"{', '.join(sorted(map(str, unknown)))}: not an input of {type(self).__name__}, "
                 f"expected some of {', '.join(order)}"
             )
-        return {name: _as_array(name, value) for name, value in given.items()}
+        return {name: as_array(name, value) for name, value in given.items()}
 
     def stateless_call(
         self, trainable: Any, non_trainable: Any, *arguments: Any, return_losses: bool = False, **named: Any
@@ -272,16 +273,6 @@ def _rank(value: Any) -> int:
     if hasattr(value, "shape"):
         return len(value.shape)
     return 1 + _rank(value[0]) if isinstance(value, (list, tuple)) and value else 0
-
-
-def _as_array(name: str, value: Any) -> Any:
-    """Nested lists of numbers as an array, anything else as it is."""
-    if not isinstance(value, (list, tuple)):
-        return value
-    try:
-        return np.asarray(value)
-    except ValueError:
-        raise InputError(f"{name} has rows of different lengths; pad them (tokenizer: padding=True)") from None
 
 
 # Lets Keras look inside an output, as predict and functional models must; on JAX and PyTorch also theirs.

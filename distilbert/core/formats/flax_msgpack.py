@@ -114,15 +114,20 @@ def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         path: the file.
         tensors: by name, with ``/`` between its parts.
     """
+    with path.open("wb") as file:
+        _put(file, msgpack.Packer(), unflatten(tensors))
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings of what has ``/`` between its names."""
     tree: dict[str, Any] = {}
-    for name, tensor in tensors.items():
+    for name, value in flat.items():
         *way, leaf = name.split("/")
         node = tree
         for part in way:
             node = node.setdefault(part, {})
-        node[leaf] = tensor
-    with path.open("wb") as file:
-        _put(file, msgpack.Packer(), tree)
+        node[leaf] = value
+    return tree
 
 
 def _put(file: BinaryIO, packer: msgpack.Packer, content: Any) -> None:
