@@ -190,7 +190,9 @@ def test_mismatched_shapes_are_an_error_unless_ignored(backend):
         ({"input_ids": IDS, "attention_mask": IDS[:1]}, "attention_mask has shape .*1, 4.*, expected .*2, 4"),
         ({"input_ids": IDS, "position_ids": IDS * 40}, "position_ids has the value 40, expected 0 to 39"),
         ({"input_ids": np.ones((1, 41), int)}, "a sequence of 41 tokens is longer than max_position_embeddings=40"),
+        ({"input_ids": IDS, "position_ids": np.zeros((3, 4), int)}, "position_ids has shape .*3, 4.*, expected .*2, 4"),
         ({"input_ids": IDS, "head_mask": np.ones((2, 2))}, "head_mask has shape .*2, 2.*, expected"),
+        ({"input_ids": IDS, "head_mask": np.ones((3, 2))}, "head_mask has shape .*3, 2.*, expected"),
         (
             {"inputs_embeds": np.ones((2, 4, 8), np.float32)},
             r"inputs_embeds has shape .*, expected \(batch, length, 32",

@@ -14,7 +14,7 @@ import optax
 import pytest
 from backends import HEADS, arrays_of
 from conftest import GOLDEN
-from flax import nnx
+from flax import nnx, serialization
 
 import distilbert
 from distilbert import DistilBertConfig
@@ -230,6 +230,50 @@ def test_linen_view(case):
     assert jax.tree.structure(fresh) == jax.tree.structure(model.params)
 
 
+def test_view_switches_dropout():
+    model = new_model(dropout=0.5)
+    training = nnx.view(model, deterministic=False)
+    assert not np.array_equal(training(IDS).logits, training(IDS).logits)
+    assert np.array_equal(model(IDS).logits, model(IDS).logits)
+
+
+def test_fixed_positions_are_no_parameters():
+    model = load("sinusoidal")
+    stored = serialization.msgpack_restore((GOLDEN / "distilbert-sinusoidal" / "flax_model.msgpack").read_bytes())
+    assert jax.tree.structure(stored) == jax.tree.structure(model.params)
+    table = model.get_position_embeddings().embedding
+    table.set_value(table[...] + 1)  # a checkpoint may hold others than the formula's
+    assert np.array_equal(model(IDS, params=stored)[0], model(IDS)[0])
+    optimizer = nnx.Optimizer(model, optax.adamw(0.1, weight_decay=0.5), wrt=nnx.Param)
+    before = table[...]
+    optimizer.update(model, nnx.grad(lambda model: model(IDS)[0].sum())(model))
+    assert np.array_equal(table[...], before)
+
+
+def test_fixed_positions_are_those_of_the_checkpoint(tmp_path):
+    model = load("sinusoidal")
+    table = model.get_position_embeddings().embedding
+    table.set_value(table[...] + 1)
+    for format in ("safetensors", "msgpack"):
+        model.save_pretrained(tmp_path / format, format=format)
+        assert np.array_equal(load("sinusoidal", tmp_path / format)(IDS)[0], model(IDS)[0])
+        empty, params = load("sinusoidal", tmp_path / format, _do_init=False)
+        assert np.array_equal(empty(IDS, params=params)[0], model(IDS)[0])
+
+
+def test_the_encoder_of_a_head_stands_on_its_own():
+    model = new_model(dropout=0.5)
+    encoder = model.distilbert
+    assert not np.array_equal(encoder(IDS, train=True)[0], encoder(IDS, train=True)[0])
+    encoder.resize_token_embeddings(60)
+    assert model.config.vocab_size == 60 and model(IDS * 59).logits.shape == (2, 2)
+
+
+def test_an_empty_batch():
+    for case in ("base", "seqcls"):
+        assert load(case)(np.zeros((0, 4), int))[0].shape[0] == 0
+
+
 # Losses
 
 
@@ -254,6 +298,13 @@ def test_labels_are_checked():
         load("seqcls")(IDS, label=np.array([0, 1]))
     with pytest.raises(InputError, match="no argument of FlaxDistilBertModel; its labels: none"):
         load("base")(IDS, labels=np.array([0, 1]))
+
+
+def test_wrong_labels():
+    model = load("seqcls")
+    with pytest.raises(InputError, match=r"labels has shape \(3,\), expected \(2,\)"):
+        model(IDS, labels=np.array([0, 1, 2]))
+    assert np.isnan(jax.jit(lambda labels: model(IDS, labels=labels).loss)(np.array([0, -1])))
 
 
 def test_inputs_are_checked():
@@ -291,6 +342,15 @@ def test_padding_to_a_bucket_keeps_the_loss(case):
         np.testing.assert_allclose(model(**padded).loss, model(**given).loss, rtol=1e-5)
     with pytest.raises(InputError, match="expected at most batch_size=1"):
         pad_to_bucket(given, batch_size=1)
+
+
+def test_padding_leaves_the_rest_alone():
+    given = {"input_ids": IDS, "position_ids": np.arange(4, dtype=np.int16)[None], "labels": np.array([0, 1], np.uint8)}
+    padded = pad_to_bucket(given, batch_size=4)
+    assert padded["position_ids"].shape == (1, 8) and padded["labels"].tolist() == [0, 1, -100, -100]
+    np.testing.assert_allclose(load("seqcls")(**padded).loss, load("seqcls")(**given).loss, rtol=1e-5)
+    with pytest.raises(InputError, match="rows of different lengths"):
+        pad_to_bucket({"input_ids": [[1, 2], [3]]})
 
 
 def test_floats_as_labels_cannot_be_left_out():
