@@ -16,7 +16,7 @@ from distilbert.core import hub
 from distilbert.core.config import CONFIG_FILE, DistilBertConfig
 from distilbert.core.errors import CheckpointError, InputError
 from distilbert.core.files import current_file, replace_files
-from distilbert.core.formats import flax_msgpack, h5, safetensors, torch_bin
+from distilbert.core.formats import flax_msgpack, h5, safetensors, torch_bin, torch_bin_writer
 from distilbert.core.spec import (
     DISTILBERT,
     FLAX,
@@ -47,6 +47,13 @@ class Owner:
 
 def _write_safetensors(path: Path, tensors: Tensors, owner: Owner, is_shard: bool) -> None:
     safetensors.write(path, tensors)
+
+
+def _write_torch(path: Path, tensors: Tensors, owner: Owner, is_shard: bool) -> None:
+    if not is_shard:  # PyTorch's state dict names a tied parameter too
+        tied = {parameter.name: parameter.tied_to for parameter in owner.listed if parameter.tied_to is not None}
+        tensors = tensors | {name: tensors[shared] for name, shared in tied.items()}
+    torch_bin_writer.write(path, tensors)
 
 
 def _write_h5(path: Path, tensors: Tensors, owner: Owner, is_shard: bool) -> None:
@@ -98,23 +105,26 @@ class Format:
         stem, suffix = self.filename.rsplit(".", 1)
         return f"{stem}-{number:05}-of-{count:05}.{suffix}"
 
+    def name(self, parameter: Parameter, family: Family) -> str:
+        """What this format calls a parameter."""
+        name, prefix = self.layout.name(parameter), family.prefix + self.layout.separator
+        if self.is_always_prefixed and parameter.section != "head" and not name.startswith(prefix):
+            return prefix + name
+        return name
+
     def arrange(self, tensors: Mapping[str, np.ndarray], owner: Owner) -> Tensors:
         """Tensors under canonical names with the names and the orientation of this format."""
-        arranged: Tensors = {}
-        prefix = owner.family.prefix + self.layout.separator
-        for parameter in owner.listed:
-            if parameter.name in tensors:
-                name, tensor = self.layout.name(parameter), tensors[parameter.name]
-                if self.is_always_prefixed and parameter.section != "head" and not name.startswith(prefix):
-                    name = prefix + name
-                arranged[name] = tensor.T if self.layout.is_transposed(parameter) else tensor
-        return arranged
+        return {
+            self.name(row, owner.family): tensors[row.name].T if self.layout.is_transposed(row) else tensors[row.name]
+            for row in owner.listed
+            if row.name in tensors
+        }
 
 
 # In the order of preference, where a folder holds several.
 FORMATS = {
     "safetensors": Format("model.safetensors", safetensors.read, _write_safetensors),
-    "torch": Format("pytorch_model.bin", torch_bin.read),
+    "torch": Format("pytorch_model.bin", torch_bin.read, _write_torch),
     "h5": Format(
         "tf_model.h5",
         h5.read,
@@ -170,14 +180,20 @@ def read_checkpoint(name_or_path: str | Path, **where: Any) -> tuple[Tensors, Pa
         CheckpointError: no weights there, or a file that is damaged or unsafe to read.
     """
     for form in FORMATS.values():
-        path = hub.find_file(name_or_path, form.filename, **where)
-        if path is not None:
-            return form.read(path), path
-        index = hub.find_file(name_or_path, form.index_file, **where)
-        if index is not None:
-            return _read_shards(name_or_path, index, form, where), index
+        found = read_format(name_or_path, form, **where)
+        if found is not None:
+            return found
     filenames = " or ".join(form.filename for form in FORMATS.values())
     raise CheckpointError(f"{name_or_path}: no weights there; expected {filenames}")
+
+
+def read_format(name_or_path: str | Path, form: Format, **where: Any) -> tuple[Tensors, Path] | None:
+    """As ``read_checkpoint``, of one format; None where the checkpoint has none of it."""
+    path = hub.find_file(name_or_path, form.filename, **where)
+    if path is not None:
+        return form.read(path), path
+    index = hub.find_file(name_or_path, form.index_file, **where)
+    return None if index is None else (_read_shards(name_or_path, index, form, where), index)
 
 
 def _read_shards(name_or_path: str | Path, index: Path, form: Format, where: Mapping[str, Any]) -> Tensors:
@@ -256,39 +272,70 @@ def match(
         CheckpointError: encoder weights are missing, or shapes contradict the config; all are named.
     """
     expected = tuple(expected)
-    stored: dict[str, str] = {}  # bare name: name in the file
-    doubled: list[str] = []
-    for name in tensors:
-        bare = _bare(name, family)
-        if not NOT_PARAMETERS.search(bare):
-            if bare in stored:
-                doubled.append(bare)
-            stored[bare] = name
-    if doubled:
-        raise CheckpointError(f"{source}: holds {_listed(doubled)} more than once, under different prefixes")
-
-    for parameter in expected:  # some files hold a tied parameter twice, or only under its other name
-        if parameter.tied_to is not None and (bare := _bare(parameter.name, family)) in stored:
-            stored.setdefault(_bare(parameter.tied_to, family), stored.pop(bare))
-
+    pairing = pair(tensors, expected, source=source, family=family)
     found: Tensors = {}
-    report = LoadReport()
+    report = LoadReport(unexpected=pairing.unused)
     for parameter in expected:
         if parameter.tied_to is not None:
             continue
-        name = stored.pop(_bare(parameter.name, family), "")
-        if not name:
+        if parameter.name not in pairing.stored:
             if parameter.kind is not Kind.SINUSOID:  # transformers' Flax never stored these: the formula is enough
                 report.missing.append(parameter.name)
             continue
-        tensor = tensors[name].T if canonical_name(name)[1] else tensors[name]
+        tensor = oriented(tensors, pairing.stored[parameter.name])
         if tensor.shape != parameter.shape:
             report.mismatched[parameter.name] = (tensor.shape, parameter.shape)
         else:
             found[parameter.name] = tensor
-    report.unexpected = list(stored.values())
     _judge(report, expected, source, ignore_mismatched_sizes)
     return found, report
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Which stored name stands for which parameter."""
+
+    stored: dict[str, str]  # by canonical name
+    repeated: dict[str, str]  # stored names of tied parameters, with the canonical name of what they repeat
+    counters: list[str]  # stored names of what was never a parameter
+    unused: list[str]  # stored names that are not part of the model
+
+
+def pair(tensors: Iterable[str], expected: Iterable[Parameter], *, source: str, family: Family = DISTILBERT) -> Pairing:
+    """Pair stored names with parameters; see ``match``.
+
+    Raises:
+        CheckpointError: two names for one parameter.
+    """
+    expected = tuple(expected)
+    counters: list[str] = []
+    stored: dict[str, str] = {}  # bare name: name in the file
+    doubled: list[str] = []
+    for name in tensors:
+        bare = _bare(name, family)
+        if NOT_PARAMETERS.search(bare):
+            counters.append(name)
+            continue
+        if bare in stored:
+            doubled.append(bare)
+        stored[bare] = name
+    if doubled:
+        raise CheckpointError(f"{source}: holds {_listed(doubled)} more than once, under different prefixes")
+
+    repeated: dict[str, str] = {}
+    for parameter in expected:  # some files hold a tied parameter twice, or only under its other name
+        if parameter.tied_to is not None and (bare := _bare(parameter.name, family)) in stored:
+            name = stored.pop(bare)
+            if stored.setdefault(_bare(parameter.tied_to, family), name) != name:
+                repeated[name] = parameter.tied_to
+    own = [(parameter.name, _bare(parameter.name, family)) for parameter in expected if parameter.tied_to is None]
+    paired = {name: stored.pop(bare) for name, bare in own if bare in stored}
+    return Pairing(paired, repeated, counters, list(stored.values()))
+
+
+def oriented(tensors: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    """A stored tensor in PyTorch's orientation."""
+    return tensors[name].T if canonical_name(name)[1] else tensors[name]
 
 
 def _bare(name: str, family: Family) -> str:
@@ -327,6 +374,65 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
+@dataclass(frozen=True)
+class Save:
+    """A checkpoint about to be written: its config's text, and which file gets which tensors, in the format's layout.
+
+    Raises:
+        ConfigError: the config cannot be written as JSON.
+        InputError: ``max_shard_size`` is not a size, ``file_format`` not a format that is written.
+    """
+
+    form: Format
+    owner: Owner
+    config_text: str
+    files: dict[str, Tensors]
+
+    @classmethod
+    def prepare(
+        cls,
+        config: DistilBertConfig,
+        tensors: Mapping[str, np.ndarray],
+        *,
+        head: str,
+        file_format: str,
+        max_shard_size: int | str,
+        family: Family,
+    ) -> Save:
+        """Arrange tensors under canonical names; see ``write_checkpoint``."""
+        form = FORMATS.get(file_format)
+        if form is None or form.write is None:
+            writable = [name for name, entry in FORMATS.items() if entry.write is not None]
+            raise InputError(f"the format is {file_format!r}, expected {' or '.join(writable)}")
+        owner = Owner(family, head, parameters(config, head, family))
+        shards = _split(form.arrange(tensors, owner), _bytes(max_shard_size))
+        filenames = [form.shard_file(number, len(shards)) for number in range(1, len(shards) + 1)]
+        if len(shards) == 1:
+            filenames = [form.filename]
+        return cls(form, owner, config.to_json_string(), dict(zip(filenames, shards, strict=True)))
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether there are several files and an index."""
+        return len(self.files) > 1
+
+    def write(self, folder: Path) -> None:
+        """Write everything into an empty folder, one tensor at a time."""
+        assert self.form.write is not None
+        (folder / CONFIG_FILE).write_text(self.config_text, encoding="utf-8")
+        for filename, shard in self.files.items():
+            self.form.write(folder / filename, shard, self.owner, self.is_sharded)
+        if self.is_sharded:
+            weight_map = {
+                self.form.to_index(name, self.owner): filename
+                for filename, shard in self.files.items()
+                for name in shard
+            }
+            size = sum(tensor.nbytes for shard in self.files.values() for tensor in shard.values())
+            index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+            (folder / self.form.index_file).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
 def write_checkpoint(
     folder: str | Path,
     config: DistilBertConfig,
@@ -358,38 +464,20 @@ def write_checkpoint(
         ConfigError: the config cannot be written as JSON.
         InputError: ``max_shard_size`` is not a size, ``file_format`` not a format that is written.
     """
-    form = FORMATS.get(file_format)
-    if form is None or form.write is None:
-        writable = [name for name, entry in FORMATS.items() if entry.write is not None]
-        raise InputError(f"the format is {file_format!r}, expected {' or '.join(writable)}")
+    save = Save.prepare(
+        config, tensors, head=head, file_format=file_format, max_shard_size=max_shard_size, family=family
+    )
+    form = save.form
     preferred = list(FORMATS.values())[: list(FORMATS).index(file_format)]
     for other in (name for entry in preferred for name in (entry.filename, entry.index_file)):
         if current_file(Path(folder), other).is_file():
             raise CheckpointError(f"{folder}: holds {other}, which would be read instead; remove it or save elsewhere")
-    text = config.to_json_string()
-    owner = Owner(family, head, parameters(config, head, family))
-    tensors = form.arrange(tensors, owner)
-    shards = _split(tensors, _bytes(max_shard_size))
-    is_sharded = len(shards) > 1
-    if is_sharded:
-        filenames = [form.shard_file(number, len(shards)) for number in range(1, len(shards) + 1)]
-    else:
-        filenames = [form.filename]
-    with replace_files(folder, (form.filename if is_sharded else form.index_file,)) as stage:
-        (stage / CONFIG_FILE).write_text(text, encoding="utf-8")
-        for filename, shard in zip(filenames, shards, strict=True):
-            form.write(stage / filename, shard, owner, is_sharded)
-        if is_sharded:
-            placed = zip(filenames, shards, strict=True)
-            index = {
-                "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())},
-                "weight_map": {form.to_index(name, owner): filename for filename, shard in placed for name in shard},
-            }
-            (stage / form.index_file).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    with replace_files(folder, (form.filename if save.is_sharded else form.index_file,)) as stage:
+        save.write(stage)
         written = [Path(folder) / path.name for path in sorted(stage.iterdir())]
     stem, suffix = form.filename.rsplit(".", 1)
     for path in Path(folder).glob(f"{stem}-[0-9]*-of-[0-9]*.{suffix}"):  # shards of the checkpoint replaced
-        if path.name not in filenames:
+        if path.name not in save.files:
             path.unlink()
     return written
 

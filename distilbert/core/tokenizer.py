@@ -37,6 +37,7 @@ TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 ADDED_TOKENS_FILE = "added_tokens.json"
+FILES = (VOCAB_FILE, TOKENIZER_FILE, CONFIG_FILE, SPECIAL_TOKENS_FILE, ADDED_TOKENS_FILE)
 SPECIAL = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")  # True is the first, False the last
 PADDINGS = ("longest", "max_length", "do_not_pad")
