@@ -1,1 +1,6 @@
-"""Converting checkpoints between frameworks. Installed as ``distilbert.conversion``."""
+"""Converting checkpoints between formats, strictly and bit for bit. Installed as ``distilbert.conversion``."""
+
+from distilbert.conversion.convert import Entry, Report, convert
+from distilbert.conversion.inspection import Inspection, inspect
+
+__all__ = ["Entry", "Inspection", "Report", "convert", "inspect"]

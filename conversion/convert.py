@@ -1,0 +1,230 @@
+"""From one format to another: first the whole plan, then the writing. No value passes through arithmetic."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from distilbert.conversion.source import Source, open_source
+
+from distilbert.core.checkpoint import FORMATS, Save, oriented, pair
+from distilbert.core.config import CONFIG_FILE, DistilBertConfig
+from distilbert.core.errors import CheckpointError, InputError
+from distilbert.core.files import replace_files
+from distilbert.core.formats import DTYPES
+from distilbert.core.spec import (
+    Kind,
+    Parameter,
+    canonical_name,
+    constant,
+    parameters,
+    sinusoidal_positions,
+    standard_deviation,
+)
+from distilbert.core.tokenizer import FILES as TOKENIZER_FILES
+
+CASTS = ("float32", "float16", "bfloat16", "float64")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What becomes of one tensor.
+
+    ``source`` and ``target`` are its names in the files, None where it has none there. ``shape`` is the target's, or
+    the source's where it is dropped. ``note`` is empty, or one of "tied", "dropped", "initialised".
+    """
+
+    source: str | None
+    target: str | None
+    shape: tuple[int, ...]
+    dtype: str
+    is_transposed: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a conversion did, or with ``dry_run`` would do."""
+
+    source: Path  # the file of weights, or their index
+    target: Path
+    source_format: str
+    target_format: str
+    head: str
+    entries: tuple[Entry, ...]
+    files: tuple[str, ...]  # in the target's folder
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    to: str,
+    *,
+    source_format: str | None = None,
+    head: str | None = None,
+    dtype: str | None = None,
+    max_shard_size: int | str = "5GB",
+    overwrite: bool = False,
+    allow_unused: Collection[str] = (),
+    allow_missing: Collection[str] = (),
+    dry_run: bool = False,
+) -> Report:
+    """Convert a checkpoint's weights; its config and its tokenizer go along.
+
+    Args:
+        source: a folder with a checkpoint, or the file of weights in it.
+        target: the folder to write, all of it or nothing.
+        to: ``"safetensors"``, ``"torch"`` (``pytorch_model.bin``), ``"h5"`` or ``"msgpack"``.
+        source_format: which weights to take where the folder holds several.
+        head: what the weights compute, where their names leave that open.
+        dtype: cast floats to ``"float32"``, ``"float16"``, ``"bfloat16"`` or ``"float64"``; by default they stay.
+        max_shard_size: bytes or a text such as ``"500MB"``; larger weights are split, with an index.
+        overwrite: replace the checkpoint that ``target`` holds; other files in it stay.
+        allow_unused: source names to leave behind.
+        allow_missing: canonical names (PyTorch's) to initialise where the source lacks them.
+        dry_run: plan only, write nothing.
+
+    Raises:
+        CheckpointError: the source is absent, ambiguous or damaged; tensors would be left over, are missing or
+            misshapen (all are named); the target is there already, or cannot be written.
+        InputError: an unknown format, head, dtype or size.
+    """
+    opened = open_source(source, file_format=source_format, head=head)
+    if dtype is not None and dtype not in CASTS:
+        raise InputError(f"dtype is {dtype!r}, expected one of {', '.join(CASTS)}")
+    form = FORMATS.get(to)
+    if form is None:
+        raise InputError(f"the format is {to!r}, expected one of {', '.join(FORMATS)}")
+    tensors, entries = _plan(opened, to, dtype, allow_unused, allow_missing)
+    stored = next(iter(tensors.values())).dtype.name
+    save = Save.prepare(
+        DistilBertConfig.from_dict(opened.config.to_dict(), dtype=stored, architectures=_architectures(opened)),
+        tensors,
+        head=opened.head,
+        file_format=to,
+        max_shard_size=max_shard_size,
+        family=opened.family,
+    )
+    target = Path(target)
+    if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not overwrite)):
+        raise CheckpointError(f"{target}: is there already; choose another place, or overwrite it (--overwrite)")
+    travelling = [name for name in TOKENIZER_FILES if (opened.folder / name).is_file()]
+    weights = [*save.files, *([save.form.index_file] if save.is_sharded else [])]
+    files = (CONFIG_FILE, *weights, *travelling)
+    if not dry_run:
+        same = target.exists() and target.samefile(opened.folder)
+        # Weights in other formats would be read instead of the new ones, but in place they are where these came from.
+        replaced = [save.form] if same else FORMATS.values()
+        older = {name for form in replaced for name in (form.filename, form.index_file)}
+        with _written(target, tuple(older.difference(weights))) as stage:
+            save.write(stage)
+            for name in () if same else travelling:
+                shutil.copyfile(opened.folder / name, stage / name)
+    return Report(opened.path, target, opened.file_format, to, opened.head, tuple(entries), files)
+
+
+def _plan(
+    source: Source, to: str, dtype: str | None, allow_unused: Collection[str], allow_missing: Collection[str]
+) -> tuple[dict[str, np.ndarray], list[Entry]]:
+    """The target's tensors under canonical names, and what becomes of each."""
+    form = FORMATS[to]
+    listed = parameters(source.config, source.head, source.family)
+    pairing = pair(source.tensors, listed, source=str(source.path), family=source.family)
+    tensors: dict[str, np.ndarray] = {}
+    entries: list[Entry] = []
+    problems: list[str] = []
+    for row in listed:
+        if row.tied_to is not None:
+            continue
+        name = pairing.stored.get(row.name)
+        if name is not None:
+            value = oriented(source.tensors, name)
+            if value.shape != row.shape:
+                problems.append(f"{name} is {source.tensors[name].shape}, which contradicts the config")
+                continue
+        elif row.kind is Kind.SINUSOID or row.name in allow_missing:
+            value = _initial(row, source.config)
+        else:
+            problems.append(f"{row.name} is missing")
+            continue
+        if dtype is not None and value.dtype.kind in "fV":
+            value = value.astype(DTYPES[dtype])
+        tensors[row.name] = value
+        turned = form.layout.is_transposed(row)
+        entries.append(
+            Entry(
+                source=name,
+                target=form.name(row, source.family),
+                shape=row.shape[::-1] if turned else row.shape,
+                dtype=value.dtype.name,
+                is_transposed=name is not None and canonical_name(name)[1] != turned,
+                note="" if name is not None else "initialised",
+            )
+        )
+    for name, shared in pairing.repeated.items():
+        own = pairing.stored.get(shared)
+        if own is not None and not _same(oriented(source.tensors, name), oriented(source.tensors, own)):
+            problems.append(f"{name} differs from {shared}, to which tie_word_embeddings in the config ties it")
+        entries.append(Entry(name, None, source.tensors[name].shape, source.tensors[name].dtype.name, note="tied"))
+    for name in (*pairing.counters, *pairing.unused):
+        if name in pairing.unused and name not in allow_unused:
+            problems.append(f"{name} would be left over")
+        entries.append(Entry(name, None, source.tensors[name].shape, source.tensors[name].dtype.name, note="dropped"))
+    if problems:
+        raise CheckpointError(f"{source.path}, as {source.head}: {'; '.join(problems)}")
+    return tensors, entries
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype and one.tobytes() == other.tobytes()
+
+
+def _initial(row: Parameter, config: DistilBertConfig) -> np.ndarray:
+    """Values for a parameter that the source lacks."""
+    if row.kind is Kind.SINUSOID:
+        return sinusoidal_positions(*row.shape)
+    generator = np.random.default_rng(0)
+    return generator.normal(constant(row), standard_deviation(row, config), row.shape).astype(np.float32)
+
+
+def _architectures(source: Source) -> list[str]:
+    return [source.family.stem + source.family.heads[source.head].suffix]
+
+
+@contextmanager
+def _written(target: Path, superseded: tuple[str, ...]) -> Iterator[Path]:
+    """An empty folder to write into, which becomes ``target`` by one rename, or its files those of ``target``."""
+    if target.exists() and any(target.iterdir()):
+        with replace_files(target, superseded) as stage:
+            yield stage
+        return
+    stage: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.unfinished-", dir=target.parent))
+        yield stage
+        for path in (*stage.iterdir(), stage):
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+        stage.chmod(0o777 & ~_umask())
+        stage.replace(target)
+    except OSError as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{target}: cannot write: {error.strerror or error}; nothing was changed") from error
+    finally:
+        if stage is not None:
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,104 @@
+"""Opening a checkpoint to look at or to convert: which format it is in, and which head its weights are of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from distilbert.core.checkpoint import FORMATS, pair, read_format
+from distilbert.core.config import DistilBertConfig
+from distilbert.core.errors import CheckpointError, InputError
+from distilbert.core.files import current_file
+from distilbert.core.spec import DISTILBERT, Family, get_head, parameters
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened checkpoint. Nothing of its tensors is read until they are touched, but for msgpack."""
+
+    folder: Path
+    path: Path  # of the weights, or of their index
+    file_format: str
+    config: DistilBertConfig
+    tensors: dict[str, np.ndarray]  # as stored
+    head: str
+    family: Family
+
+
+def open_source(
+    path: str | Path, *, file_format: str | None = None, head: str | None = None, family: Family = DISTILBERT
+) -> Source:
+    """Open a folder with a checkpoint, or the file of weights in it.
+
+    Args:
+        path: the folder or the file.
+        file_format: which weights to take where the folder holds several.
+        head: what they compute, where their names leave that open.
+        family: what they belong to.
+
+    Raises:
+        CheckpointError: nothing there, several formats, a damaged file, or a head that cannot be told.
+        InputError: an unknown format or head.
+    """
+    path = Path(path)
+    folder = path if path.is_dir() else path.parent
+    present = [name for name, form in FORMATS.items() if _holds(folder, form.filename, form.index_file)]
+    if path.is_file():
+        named = [name for name, form in FORMATS.items() if path.name in (form.filename, form.index_file)]
+        if not named:
+            expected = ", ".join(form.filename for form in FORMATS.values())
+            raise CheckpointError(f"{path}: not a name that weights have, expected one of {expected}")
+        present = named
+    elif not path.exists():
+        raise CheckpointError(f"{path}: no such file or folder")
+    if file_format is not None:
+        if file_format not in FORMATS:
+            raise InputError(f"the format is {file_format!r}, expected one of {', '.join(FORMATS)}")
+        present = [file_format] if file_format in present else []
+    if not present:
+        wanted = [FORMATS[file_format]] if file_format else FORMATS.values()
+        raise CheckpointError(f"{path}: no weights there; expected {' or '.join(form.filename for form in wanted)}")
+    if len(present) > 1:
+        names = ", ".join(f"{name} ({FORMATS[name].filename})" for name in present)
+        raise CheckpointError(f"{path}: holds weights in several formats, name the one to take: {names}")
+    config = DistilBertConfig.from_pretrained(folder)
+    found = read_format(folder, FORMATS[present[0]])
+    assert found is not None
+    tensors, weights = found
+    if head is None:
+        head = detect_head(tensors, config, str(weights), family)
+    get_head(family, head)
+    return Source(folder, weights, present[0], config, tensors, head, family)
+
+
+def _holds(folder: Path, *filenames: str) -> bool:
+    return any(current_file(folder, filename).is_file() for filename in filenames)
+
+
+def detect_head(tensors: Mapping[str, np.ndarray], config: DistilBertConfig, source: str, family: Family) -> str:
+    """The head that weights are of: the one with the most parameters of which none is missing or misshapen.
+
+    Raises:
+        CheckpointError: several fit, and the config's ``architectures`` do not say which.
+    """
+    fitting: dict[str, int] = {}
+    for head in family.heads:
+        listed = [row for row in parameters(config, head, family) if row.section == "head" and row.tied_to is None]
+        stored = pair(tensors, parameters(config, head, family), source=source, family=family).stored
+        shapes = {row.name: sorted(tensors[stored[row.name]].shape) for row in listed if row.name in stored}
+        if all(shapes.get(row.name) == sorted(row.shape) for row in listed):
+            fitting[head] = len(listed)
+    best = [head for head, count in fitting.items() if count == max(fitting.values())]
+    if len(best) == 1:
+        return best[0]
+    named = [
+        head
+        for head in best
+        if any(name.endswith(family.stem + family.heads[head].suffix) for name in config.architectures or ())
+    ]
+    if len(named) == 1:
+        return named[0]
+    raise CheckpointError(f"{source}: fits several heads, name the one it is: {', '.join(best)}")
