@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -204,27 +204,19 @@ def _written(target: Path, superseded: tuple[str, ...]) -> Iterator[Path]:
         with replace_files(target, superseded) as stage:
             yield stage
         return
-    stage: Path | None = None
+    target = target.resolve()
+    unfinished = target.with_name(f".{target.name}.unfinished-{uuid.uuid4().hex[:8]}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.unfinished-", dir=target.parent))
-        yield stage
-        for path in (*stage.iterdir(), stage):
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        for path in (*unfinished.iterdir(), unfinished):
             descriptor = os.open(path, os.O_RDONLY)
             os.fsync(descriptor)
             os.close(descriptor)
-        stage.chmod(0o777 & ~_umask())
-        stage.replace(target)
+        unfinished.replace(target)
     except OSError as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{target}: cannot write: {error.strerror or error}; nothing was changed") from error
     finally:
-        if stage is not None:
-            shutil.rmtree(stage, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        shutil.rmtree(unfinished, ignore_errors=True)
