@@ -422,7 +422,7 @@ def test_a_folder_is_not_left_with_two_models(tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"holds model.safetensors, which would be read instead"):
         model.save_pretrained(tmp_path, format="h5")
-    with pytest.raises(InputError, match="format is 'pickle', expected safetensors or h5"):
+    with pytest.raises(InputError, match="format is 'pickle', expected one of safetensors, torch, h5, msgpack"):
         model.save_pretrained(tmp_path, format="pickle")
 
 

@@ -403,7 +403,7 @@ class Save:
         form = FORMATS.get(file_format)
         if form is None or form.write is None:
             writable = [name for name, entry in FORMATS.items() if entry.write is not None]
-            raise InputError(f"the format is {file_format!r}, expected {' or '.join(writable)}")
+            raise InputError(f"the format is {file_format!r}, expected one of {', '.join(writable)}")
         owner = Owner(family, head, parameters(config, head, family))
         shards = _split(form.arrange(tensors, owner), _bytes(max_shard_size))
         filenames = [form.shard_file(number, len(shards)) for number in range(1, len(shards) + 1)]
