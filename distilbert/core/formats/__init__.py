@@ -17,6 +17,7 @@ from __future__ import annotations
 import mmap
 import stat
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -67,3 +68,20 @@ def map_file(path: Path) -> np.ndarray:
         if start.startswith(beginning):
             raise CheckpointError(f"{path}: this is {found}")
     return data
+
+
+def forget(tensor: np.ndarray) -> None:
+    """Let the system have back the memory that reading a tensor of a mapped file took.
+
+    The tensor stays valid: what is touched again is read again. Without this, a file larger than the memory would
+    crowd out everything else while it is copied. Tensors that are not mapped are left alone.
+    """
+    owner: Any = tensor
+    while isinstance(owner, (np.ndarray, memoryview)):
+        owner = owner.base if isinstance(owner, np.ndarray) else owner.obj
+    if isinstance(owner, mmap.mmap) and hasattr(owner, "madvise"):
+        whole = np.frombuffer(owner, np.uint8)
+        low, high = np.lib.array_utils.byte_bounds(tensor)
+        start = low - whole.__array_interface__["data"][0]
+        start -= start % mmap.PAGESIZE
+        owner.madvise(mmap.MADV_DONTNEED, start, high - whole.__array_interface__["data"][0] - start)

@@ -18,7 +18,7 @@ import msgpack
 import numpy as np
 
 from distilbert.core.errors import CheckpointError
-from distilbert.core.formats import DTYPES, map_file
+from distilbert.core.formats import DTYPES, forget, map_file
 
 ARRAY = 1  # the extension type
 MAX_RANK = 32
@@ -118,6 +118,14 @@ def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         _put(file, msgpack.Packer(), unflatten(tensors))
 
 
+def _header(code: int, length: int, kind: int | None = None) -> bytes:
+    """MessagePack's header of ``length`` bytes: of binary data (0xC4), or (0xC7) of an extension of some ``kind``."""
+    if kind is not None and length in (1, 2, 4, 8, 16):
+        return bytes((0xD4 + length.bit_length() - 1, kind))
+    width = 0 if length < 1 << 8 else 1 if length < 1 << 16 else 2
+    return bytes((code + width,)) + length.to_bytes(1 << width, "big") + (b"" if kind is None else bytes((kind,)))
+
+
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Nested mappings of what has ``/`` between its names."""
     tree: dict[str, Any] = {}
@@ -137,9 +145,12 @@ def _put(file: BinaryIO, packer: msgpack.Packer, content: Any) -> None:
             file.write(packer.pack(key))
             _put(file, packer, value)
     elif isinstance(content, np.ndarray) and content.nbytes <= MAX_PIECE:
-        little = content.astype(content.dtype.newbyteorder("<"), copy=False)
-        inner = msgpack.packb((content.shape, content.dtype.name, little.tobytes()), use_bin_type=True)
-        file.write(packer.pack(msgpack.ExtType(ARRAY, inner)))
+        # The library would copy the bytes three times: headers only are packed, of an array of three entries.
+        values = np.ascontiguousarray(content, content.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
+        start = b"\x93" + msgpack.packb(content.shape) + msgpack.packb(content.dtype.name) + _header(0xC4, len(values))
+        file.write(_header(0xC7, len(start) + len(values), ARRAY) + start)
+        file.write(values.data)
+        forget(content)
     elif isinstance(content, np.ndarray):
         flat, step = content.reshape(-1), MAX_PIECE // content.itemsize
         pieces = [flat[start : start + step] for start in range(0, content.size, step)]

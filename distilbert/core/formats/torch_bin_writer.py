@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from distilbert.core.errors import CheckpointError
+from distilbert.core.formats import forget
 from distilbert.core.formats.torch_bin import STORAGES
 
 NAMES_BY_DTYPE = {dtype: name for name, dtype in STORAGES.items() if name != "torch.storage.UntypedStorage"}
@@ -53,6 +54,7 @@ def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
                 entry = zipfile.ZipInfo(f"{FOLDER}/data/{number}", FIRST_TIME)
                 with archive.open(entry, "w", force_zip64=little.nbytes >= 1 << 31) as file:
                     file.write(little.reshape(-1).view(np.uint8).data)
+                forget(tensor)
         archive.writestr(zipfile.ZipInfo(f"{FOLDER}/version", FIRST_TIME), b"3\n")
 
 
