@@ -18,7 +18,7 @@ import msgpack
 import numpy as np
 
 from distilbert.core.errors import CheckpointError
-from distilbert.core.formats import DTYPES, forget, map_file
+from distilbert.core.formats import DTYPES, forget, map_file, pieces
 
 ARRAY = 1  # the extension type
 MAX_RANK = 32
@@ -146,15 +146,15 @@ def _put(file: BinaryIO, packer: msgpack.Packer, content: Any) -> None:
             _put(file, packer, value)
     elif isinstance(content, np.ndarray) and content.nbytes <= MAX_PIECE:
         # The library would copy the bytes three times: headers only are packed, of an array of three entries.
-        values = np.ascontiguousarray(content, content.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
-        start = b"\x93" + msgpack.packb(content.shape) + msgpack.packb(content.dtype.name) + _header(0xC4, len(values))
-        file.write(_header(0xC7, len(start) + len(values), ARRAY) + start)
-        file.write(values.data)
+        start = b"\x93" + msgpack.packb(content.shape) + msgpack.packb(content.dtype.name)
+        start += _header(0xC4, content.nbytes)
+        file.write(_header(0xC7, len(start) + content.nbytes, ARRAY) + start)
+        file.writelines(pieces(content))
         forget(content)
     elif isinstance(content, np.ndarray):
         flat, step = content.reshape(-1), MAX_PIECE // content.itemsize
-        pieces = [flat[start : start + step] for start in range(0, content.size, step)]
-        fields = {"shape": list(content.shape), "chunks": pieces}
+        chunks = [flat[start : start + step] for start in range(0, content.size, step)]
+        fields = {"shape": list(content.shape), "chunks": chunks}
         numbered = {name: {str(index): entry for index, entry in enumerate(value)} for name, value in fields.items()}
         _put(file, packer, {PIECES: True} | numbered)
     else:

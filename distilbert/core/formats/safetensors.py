@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from distilbert.core.errors import CheckpointError
-from distilbert.core.formats import DTYPES, forget, map_file
+from distilbert.core.formats import DTYPES, forget, map_file, pieces
 
 MAX_HEADER = 100_000_000  # bytes; the reference reader's limit
 METADATA = "__metadata__"
@@ -118,6 +118,5 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, 
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for _, tensor in ordered:
-            contiguous = np.ascontiguousarray(tensor, tensor.dtype.newbyteorder("<"))
-            file.write(contiguous.reshape(-1).view(np.uint8).data)  # as bytes: bfloat16 has no buffer
+            file.writelines(pieces(tensor))
             forget(tensor)

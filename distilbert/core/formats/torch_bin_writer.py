@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from distilbert.core.errors import CheckpointError
-from distilbert.core.formats import forget
+from distilbert.core.formats import forget, pieces
 from distilbert.core.formats.torch_bin import STORAGES
 
 NAMES_BY_DTYPE = {dtype: name for name, dtype in STORAGES.items() if name != "torch.storage.UntypedStorage"}
@@ -50,10 +50,9 @@ def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
             number = numbers[id(tensor)]
             if number not in written:
                 written.add(number)
-                little = np.ascontiguousarray(tensor, tensor.dtype.newbyteorder("<"))
                 entry = zipfile.ZipInfo(f"{FOLDER}/data/{number}", FIRST_TIME)
-                with archive.open(entry, "w", force_zip64=little.nbytes >= 1 << 31) as file:
-                    file.write(little.reshape(-1).view(np.uint8).data)
+                with archive.open(entry, "w", force_zip64=tensor.nbytes >= 1 << 31) as file:
+                    file.writelines(pieces(tensor))
                 forget(tensor)
         archive.writestr(zipfile.ZipInfo(f"{FOLDER}/version", FIRST_TIME), b"3\n")
 
