@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from distilbert.conversion.source import Source, open_source
 
-from distilbert.core.checkpoint import FORMATS, Save, oriented, pair
+from distilbert.core.checkpoint import FORMATS, Save, oriented, pair, shown
 from distilbert.core.config import CONFIG_FILE, DistilBertConfig
 from distilbert.core.errors import CheckpointError, InputError
 from distilbert.core.files import replace_files
@@ -146,7 +146,7 @@ def _plan(
         if name is not None:
             value = oriented(source.tensors, name)
             if value.shape != row.shape:
-                problems.append(f"{name} is {source.tensors[name].shape}, which contradicts the config")
+                problems.append(f"{shown(name)} is {source.tensors[name].shape}, which contradicts the config")
                 continue
         elif row.kind is Kind.SINUSOID or row.name in allow_missing:
             value = _initial(row, source.config)
@@ -170,11 +170,11 @@ def _plan(
     for name, shared in pairing.repeated.items():
         own = pairing.stored.get(shared)
         if own is not None and not _same(oriented(source.tensors, name), oriented(source.tensors, own)):
-            problems.append(f"{name} differs from {shared}, to which tie_word_embeddings in the config ties it")
+            problems.append(f"{shown(name)} differs from {shared}, to which tie_word_embeddings in the config ties it")
         entries.append(Entry(name, None, source.tensors[name].shape, source.tensors[name].dtype.name, note="tied"))
     for name in (*pairing.counters, *pairing.unused):
         if name in pairing.unused and name not in allow_unused:
-            problems.append(f"{name} would be left over")
+            problems.append(f"{shown(name)} would be left over")
         entries.append(Entry(name, None, source.tensors[name].shape, source.tensors[name].dtype.name, note="dropped"))
     if problems:
         raise CheckpointError(f"{source.path}, as {source.head}: {'; '.join(problems)}")

@@ -139,6 +139,13 @@ def test_tensors_must_come_out_even(checkpoint, tmp_path):
     assert not read(tmp_path / "out", "h5")["classifier/bias"].any()
 
 
+def test_names_of_strangers_stay_on_one_line(checkpoint, tmp_path):
+    change(checkpoint, **{"sur\nplus\x1b[31m" + "x" * 1000: np.zeros(3, np.float32)})
+    with pytest.raises(CheckpointError, match="would be left over") as raised:
+        convert(checkpoint, tmp_path / "out", "h5")
+    assert str(raised.value).isprintable() and len(str(raised.value)) < 600
+
+
 def test_shapes_must_fit_the_config(checkpoint, tmp_path):
     change(checkpoint, **{"pre_classifier.bias": np.zeros(5, np.float32)})
     with pytest.raises(CheckpointError, match=r"pre_classifier.bias is \(5,\), which contradicts the config"):

@@ -368,9 +368,14 @@ def _judge(report: LoadReport, expected: tuple[Parameter, ...], source: str, ign
         logger.warning("%s: not used by this model: %s", source, _listed(report.unexpected))
 
 
+def shown(name: str) -> str:
+    """A name out of a file as messages have it: on one line, and not endless."""
+    return (name if name.isprintable() else repr(name))[:200]
+
+
 def _listed(names: Iterable[str]) -> str:
     """All of a short list, the beginning of a long one."""
-    names = list(names)
+    names = list(map(shown, names))
     return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
