@@ -10,26 +10,11 @@ compare medians.
 """
 
 import argparse
-import statistics
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
-from tokenizers import BertWordPieceTokenizer
-
-BATCH = 32
-
-
-def batches(texts, vocabulary, pad):
-    tokenizer = BertWordPieceTokenizer(vocabulary, lowercase=True)
-    rows = sorted((encoding.ids[:512] for encoding in tokenizer.encode_batch(texts)), key=len, reverse=True)
-    for start in range(0, len(rows), BATCH):
-        part = rows[start : start + BATCH]
-        ids = np.zeros((len(part), len(part[0])), np.int64)
-        for index, row in enumerate(part):
-            ids[index, : len(row)] = row
-        yield pad(ids, (ids != 0).astype(np.int64))
+from common import BATCH, batches, seconds
 
 
 def to_multiple(ids, mask):
@@ -51,17 +36,6 @@ def make(peer, dtype):
         return padded["input_ids"], padded["attention_mask"]
 
     return FlaxDistilBertForSequenceClassification(DistilBertConfig(), dtype=dtype), to_bucket
-
-
-def seconds(run, repeats):
-    run()
-    run()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 def training_step(model):
@@ -109,8 +83,7 @@ def main():
         call(params, ids, np.ones_like(ids)).block_until_ready()
         print(f"{name}: {time.perf_counter() - start:.2f} s for the first call")
         return
-    texts = [line.rsplit("\t", 1)[0].strip() for line in Path(arguments.texts).read_text("utf-8").splitlines()]
-    work = list(batches([text for text in texts if text][:512], arguments.vocabulary, pad))
+    work = [pad(ids, mask) for ids, mask in batches(arguments.texts, arguments.vocabulary)]
 
     def everything():
         for ids, mask in work:

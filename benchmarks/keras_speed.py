@@ -10,29 +10,13 @@ alternate the runs and compare medians.
 
 import argparse
 import os
-import statistics
-import time
-from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # what transformers needs; Keras 3 imported as such ignores it
 
 import numpy as np
 import tensorflow as tf
-from tokenizers import BertWordPieceTokenizer
-
-BATCH = 32
-
-
-def batches(texts, vocabulary):
-    tokenizer = BertWordPieceTokenizer(vocabulary, lowercase=True)
-    rows = sorted((encoding.ids[:512] for encoding in tokenizer.encode_batch(texts)), key=len, reverse=True)
-    for start in range(0, len(rows), BATCH):
-        part = rows[start : start + BATCH]
-        ids = np.zeros((len(part), len(part[0])), np.int64)
-        for index, row in enumerate(part):
-            ids[index, : len(row)] = row
-        yield ids, (ids != 0).astype(np.int64)
+from common import batches, seconds
 
 
 def make(peer, dtype):
@@ -46,17 +30,6 @@ def make(peer, dtype):
     from transformers import DistilBertConfig, TFDistilBertForSequenceClassification
 
     return TFDistilBertForSequenceClassification(DistilBertConfig()), tf_keras
-
-
-def seconds(run, repeats):
-    run()
-    run()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 def main():
@@ -77,8 +50,7 @@ def main():
         taken = seconds(lambda: model.train_on_batch(given, labels), arguments.repeats)
         print(f"{arguments.peer} {arguments.dtype}: {taken:.3f} s a training step of 32 x 128 tokens")
         return
-    texts = [line.rsplit("\t", 1)[0] for line in Path(arguments.texts).read_text("utf-8").splitlines()]
-    work = list(batches([text for text in texts if text.strip()][:512], arguments.vocabulary))
+    work = list(batches(arguments.texts, arguments.vocabulary))
 
     @tf.function(input_signature=[tf.TensorSpec([None, None], tf.int64)] * 2)
     def call(ids, mask):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import uuid
 from collections.abc import Collection, Iterator
@@ -11,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from distilbert.conversion.source import Source, open_source
 
+from distilbert.conversion.source import Source, open_source
 from distilbert.core.checkpoint import FORMATS, Save, oriented, pair, shown
 from distilbert.core.config import CONFIG_FILE, DistilBertConfig
 from distilbert.core.errors import CheckpointError, InputError
-from distilbert.core.files import replace_files
-from distilbert.core.formats import DTYPES
+from distilbert.core.files import flush, replace_files
+from distilbert.core.formats import DTYPES, same_bits
 from distilbert.core.spec import (
     Kind,
     Parameter,
@@ -104,7 +103,9 @@ def convert(
     tensors, entries = _plan(opened, to, dtype, allow_unused, allow_missing)
     stored = next(iter(tensors.values())).dtype.name
     save = Save.prepare(
-        DistilBertConfig.from_dict(opened.config.to_dict(), dtype=stored, architectures=_architectures(opened)),
+        DistilBertConfig.from_dict(
+            opened.config.to_dict(), dtype=stored, architectures=[opened.family.class_name(opened.head)]
+        ),
         tensors,
         head=opened.head,
         file_format=to,
@@ -169,7 +170,7 @@ def _plan(
         )
     for name, shared in pairing.repeated.items():
         own = pairing.stored.get(shared)
-        if own is not None and not _same(oriented(source.tensors, name), oriented(source.tensors, own)):
+        if own is not None and not same_bits(oriented(source.tensors, name), oriented(source.tensors, own)):
             problems.append(f"{shown(name)} differs from {shared}, to which tie_word_embeddings in the config ties it")
         entries.append(Entry(name, None, source.tensors[name].shape, source.tensors[name].dtype.name, note="tied"))
     for name in (*pairing.counters, *pairing.unused):
@@ -181,20 +182,12 @@ def _plan(
     return tensors, entries
 
 
-def _same(one: np.ndarray, other: np.ndarray) -> bool:
-    return one.shape == other.shape and one.dtype == other.dtype and one.tobytes() == other.tobytes()
-
-
 def _initial(row: Parameter, config: DistilBertConfig) -> np.ndarray:
     """Values for a parameter that the source lacks."""
     if row.kind is Kind.SINUSOID:
         return sinusoidal_positions(*row.shape)
     generator = np.random.default_rng(0)
     return generator.normal(constant(row), standard_deviation(row, config), row.shape).astype(np.float32)
-
-
-def _architectures(source: Source) -> list[str]:
-    return [source.family.stem + source.family.heads[source.head].suffix]
 
 
 @contextmanager
@@ -210,9 +203,7 @@ def _written(target: Path, superseded: tuple[str, ...]) -> Iterator[Path]:
         unfinished.mkdir(parents=True)
         yield unfinished
         for path in (*unfinished.iterdir(), unfinished):
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
+            flush(path)
         unfinished.replace(target)
     except OSError as error:
         if isinstance(error, CheckpointError):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from distilbert.conversion.source import open_source
-
 from distilbert.core.checkpoint import pair
 from distilbert.core.config import DistilBertConfig
 from distilbert.core.spec import parameters

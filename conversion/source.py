@@ -86,8 +86,9 @@ def detect_head(tensors: Mapping[str, np.ndarray], config: DistilBertConfig, sou
     """
     fitting: dict[str, int] = {}
     for head in family.heads:
-        listed = [row for row in parameters(config, head, family) if row.section == "head" and row.tied_to is None]
-        stored = pair(tensors, parameters(config, head, family), source=source, family=family).stored
+        every = parameters(config, head, family)
+        listed = [row for row in every if row.section == "head" and row.tied_to is None]
+        stored = pair(tensors, every, source=source, family=family).stored
         shapes = {row.name: sorted(tensors[stored[row.name]].shape) for row in listed if row.name in stored}
         if all(shapes.get(row.name) == sorted(row.shape) for row in listed):
             fitting[head] = len(listed)
@@ -95,9 +96,7 @@ def detect_head(tensors: Mapping[str, np.ndarray], config: DistilBertConfig, sou
     if len(best) == 1:
         return best[0]
     named = [
-        head
-        for head in best
-        if any(name.endswith(family.stem + family.heads[head].suffix) for name in config.architectures or ())
+        head for head in best if any(name.endswith(family.class_name(head)) for name in config.architectures or ())
     ]
     if len(named) == 1:
         return named[0]

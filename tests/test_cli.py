@@ -144,6 +144,7 @@ def test_interrupt_leaves_no_half_file(tmp_path):
         [*COMMAND, "--model", str(MODEL), "--output", str(tmp_path / "out")],
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells ignore it for background jobs
     )
     process.stdin.write(b"a film\n")
     process.stdin.flush()

@@ -13,8 +13,8 @@ import pytest
 import torch
 from backends import CASES, HEADS, load
 from conftest import GOLDEN
-from distilbert.conversion import convert, inspect
 
+from distilbert.conversion import convert, inspect
 from distilbert.core.checkpoint import FORMATS
 from distilbert.core.errors import CheckpointError, InputError
 from distilbert.core.formats import flax_msgpack, h5, safetensors, torch_bin

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from backends import HEADS, golden
+from backends import HEADS, arrays_of
 from conftest import GOLDEN
 
 import distilbert
@@ -23,14 +23,6 @@ TINY = {"vocab_size": 50, "max_position_embeddings": 16, "n_layers": 2, "n_heads
 
 def load(case, folder=None, **options):
     return backends.load("tf", case, folder, **options)
-
-
-def arrays_of(case, labels=False):
-    return {
-        name.removeprefix("in/"): value
-        for name, value in golden(case).items()
-        if name.startswith("in/") and (labels or name in ("in/input_ids", "in/attention_mask"))
-    }
 
 
 def flatten(output):

@@ -27,7 +27,6 @@ from distilbert.core.spec import (
     Layout,
     Parameter,
     canonical_name,
-    get_head,
     parameters,
 )
 
@@ -68,7 +67,7 @@ def _write_msgpack(path: Path, tensors: Tensors, owner: Owner, is_shard: bool) -
 
 
 def _keras_scope(owner: Owner) -> str:
-    return h5.scope(f"TF{owner.family.stem}{get_head(owner.family, owner.head).suffix}")
+    return h5.scope(f"TF{owner.family.class_name(owner.head)}")
 
 
 def _keras_layers(tensors: Tensors, owner: Owner) -> dict[str, Tensors]:

@@ -51,12 +51,12 @@ def replace_files(folder: str | Path, superseded: tuple[str, ...] = ()) -> Itera
         stage = Path(tempfile.mkdtemp(prefix=".unfinished-save-", dir=folder))
         yield stage
         for path in stage.iterdir():
-            _flush(path)
+            flush(path)
         for filename in superseded:
             (stage / f"{filename}{SUPERSEDED}").touch()
-        _flush(stage)
+        flush(stage)
         stage.rename(folder / COMMITTED)
-        _flush(folder)
+        flush(folder)
         _finish(folder)
     except BaseException as error:
         if stage is not None:
@@ -83,10 +83,10 @@ def _finish(folder: Path) -> None:
         else:
             path.replace(folder / path.name)
     committed.rmdir()
-    _flush(folder)
+    flush(folder)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Ask the system to have ``path`` on disk before what follows."""
     if os.name == "nt" and path.is_dir():  # Windows cannot open a folder, and orders these itself
         return

@@ -76,6 +76,10 @@ class Family:
     layer: tuple[Row, ...]
     heads: dict[str, Head]
 
+    def class_name(self, head: str) -> str:
+        """What the PyTorch class is called, in ``architectures`` too; the others' names have a prefix."""
+        return self.stem + self.heads[head].suffix
+
 
 _PRE_CLASSIFIER = linear("pre_classifier", "pre_classifier", "hidden_size", "hidden_size")
 _CLASSIFIER = linear("classifier", "classifier", "hidden_size", "num_labels")

@@ -8,7 +8,7 @@ import numpy as np
 
 from distilbert.core.config import DistilBertConfig
 from distilbert.core.errors import InputError
-from distilbert.core.spec import Parameter
+from distilbert.core.spec import Layout, Parameter
 
 
 def token_count(config: DistilBertConfig, new_num_tokens: int | None, pad_to_multiple_of: int | None) -> int:
@@ -55,3 +55,21 @@ def kept_rows(parameter: Parameter, before: DistilBertConfig, after: DistilBertC
     present = [h for h in range(before.num_attention_heads) if h not in before.pruned_heads.get(parameter.layer, ())]
     kept = [place for place, head in enumerate(present) if head not in gone]
     return (np.asarray(kept)[:, None] * head_size + np.arange(head_size)).ravel()
+
+
+def pruned_values(
+    parameter: Parameter, old: np.ndarray, layout: Layout, before: DistilBertConfig, after: DistilBertConfig
+) -> np.ndarray:
+    """What pruning leaves of a parameter's values, which lie as ``layout`` says."""
+    if "attention_size" not in parameter.axes:
+        return old
+    axes = parameter.axes[::-1] if layout.is_transposed(parameter) else parameter.axes
+    return np.take(old, kept_rows(parameter, before, after), axes.index("attention_size"))
+
+
+def resized_values(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """The initial values ``new`` with those of ``old`` that there is room for."""
+    kept = tuple(slice(min(pair)) for pair in zip(old.shape, new.shape, strict=True))
+    result = np.array(new)
+    result[kept] = old[kept]
+    return result

@@ -350,15 +350,13 @@ class PreTrainedModel(FromSpec):
         )
         param_dtype = loading.parse_dtype(param_dtype, tensors)
         model = cls(config, (1, 1), seed, loading.parse_dtype(dtype, tensors), False, param_dtype=param_dtype)
-        empty = nnx.merge(*nnx.split(model), copy=True)
         loading.fill(model, tensors)
-        params = model.params
+        extra: tuple[Any, ...] = ()
         if not _do_init:
-            for (parameter, value), (_, hollow) in zip(model.variable_list(), empty.variable_list(), strict=True):
-                if parameter.kind is Kind.SINUSOID:
-                    hollow.set_value(value.get_value())
-            model = empty
-        extra: tuple[Any, ...] = (() if _do_init else (params,)) + ((report,) if output_loading_info else ())
+            extra = (model.params,)
+            for _, value in model.trained_list():
+                value.set_value(jax.ShapeDtypeStruct(value.shape, value.dtype))
+        extra += (report,) if output_loading_info else ()
         return (model, *extra) if extra else model
 
     def save_pretrained(

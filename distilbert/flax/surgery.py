@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -63,12 +63,8 @@ def prune_heads(model: PreTrainedModel, heads_to_prune: Mapping[int, list[int]])
     """
     changed = surgery.pruned(model.config, heads_to_prune)
 
-    def keep(parameter: Parameter, old: jax.Array, new: jax.Array) -> jax.Array:
-        if "attention_size" not in parameter.axes:
-            return old
-        axes = parameter.axes[::-1] if FLAX.is_transposed(parameter) else parameter.axes
-        rows = surgery.kept_rows(parameter, model.config, changed)
-        return np.take(np.asarray(old), rows, axes.index("attention_size"))  # type: ignore[return-value]
+    def keep(parameter: Parameter, old: np.ndarray, new: np.ndarray) -> np.ndarray:
+        return surgery.pruned_values(parameter, old, FLAX, model.config, changed)
 
     _rebuild(model, "attention_size", changed, keep)
     model.config.pruned_heads = changed.pruned_heads
@@ -77,9 +73,8 @@ def prune_heads(model: PreTrainedModel, heads_to_prune: Mapping[int, list[int]])
 def _resize(model: PreTrainedModel, axis: str, size: int) -> None:
     """Give every parameter that has ``axis`` another length of it, and keep the values there is room for."""
 
-    def keep(parameter: Parameter, old: jax.Array, new: jax.Array) -> jax.Array:
-        kept = tuple(slice(min(pair)) for pair in zip(old.shape, new.shape, strict=True))
-        return new.at[kept].set(old[kept])
+    def keep(parameter: Parameter, old: np.ndarray, new: np.ndarray) -> np.ndarray:
+        return surgery.resized_values(old, new)
 
     _rebuild(model, axis, surgery.resized(model.config, axis, size), keep)
     setattr(model.config, axis, size)
@@ -89,7 +84,7 @@ def _rebuild(
     model: PreTrainedModel,
     axis: str,
     changed: DistilBertConfig,
-    keep: Callable[[Parameter, jax.Array, jax.Array], jax.Array],
+    keep: Callable[[Parameter, np.ndarray, np.ndarray], np.ndarray],
 ) -> None:
     """Make the parts that have ``axis`` anew; ``keep`` makes their values from the old and the initial ones."""
     model.check_has_values()
@@ -100,6 +95,6 @@ def _rebuild(
         new = make_part(rows, changed, model.precision, model.rngs)
         for row in rows:
             if row.tied_to is None:
-                values = keep(row, variable(old, row)[...], variable(new, row)[...])
-                variable(new, row).set_value(jax.numpy.asarray(values))
+                values = keep(row, np.asarray(variable(old, row)[...]), np.asarray(variable(new, row)[...]))
+                variable(new, row).set_value(jnp.asarray(values))
         attach(section, rows[0].path, new)

@@ -65,10 +65,7 @@ def prune_heads(model: PreTrainedModel, heads_to_prune: Mapping[int, list[int]])
     changed = surgery.pruned(model.config, heads_to_prune)
 
     def keep(parameter: Parameter, old: np.ndarray, new: np.ndarray) -> np.ndarray:
-        if "attention_size" not in parameter.axes:
-            return old
-        axes = parameter.axes[::-1] if KERAS.is_transposed(parameter) else parameter.axes
-        return np.take(old, surgery.kept_rows(parameter, model.config, changed), axes.index("attention_size"))
+        return surgery.pruned_values(parameter, old, KERAS, model.config, changed)
 
     _rebuild(model, "attention_size", changed, keep)
     model.config.pruned_heads = changed.pruned_heads
@@ -78,10 +75,7 @@ def _resize(model: PreTrainedModel, axis: str, size: int) -> None:
     """Give every parameter that has ``axis`` another length of it, and keep the values there is room for."""
 
     def keep(parameter: Parameter, old: np.ndarray, new: np.ndarray) -> np.ndarray:
-        kept = tuple(slice(min(pair)) for pair in zip(old.shape, new.shape, strict=True))
-        result = np.array(new)
-        result[kept] = old[kept]
-        return result
+        return surgery.resized_values(old, new)
 
     _rebuild(model, axis, surgery.resized(model.config, axis, size), keep)
     setattr(model.config, axis, size)

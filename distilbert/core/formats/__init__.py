@@ -97,6 +97,16 @@ def pieces(tensor: np.ndarray) -> Iterator[memoryview]:
         yield in_order(part).reshape(-1).view(np.uint8).data  # as bytes, because bfloat16 has no buffer
 
 
+def same_bits(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two tensors agree in shape, type and every bit."""
+    if one is other:
+        return True
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    first, second = (in_order(tensor).reshape(-1).view(np.uint8) for tensor in (one, other))
+    return np.array_equal(first, second)
+
+
 def forget(tensor: np.ndarray) -> None:
     """Let the system have back the memory that reading a tensor of a mapped file took.
 

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from distilbert.core.errors import CheckpointError
-from distilbert.core.formats import forget, hdf5, in_order, map_file
+from distilbert.core.formats import forget, hdf5, in_order, map_file, same_bits
 
 # HDF5 keeps an attribute in the object's header, which ends here; Keras splits longer lists over several.
 MAX_ATTRIBUTE = 64000
@@ -48,7 +48,7 @@ def _read(file: hdf5.File) -> dict[str, np.ndarray]:
         name = plain_name(below) if is_listed else full.removesuffix(":0")
         if not name:
             raise ValueError(f"{full:.80} has no scope before its name")
-        if name in tensors and not _same(tensors[name], item):
+        if name in tensors and not same_bits(tensors[name], item):
             raise ValueError(f"it holds {name:.80} more than once, with different values")
         tensors.setdefault(name, item)
     return tensors
@@ -72,15 +72,6 @@ def scope(class_name: str) -> str:
 def _has_list(group: hdf5.Group, attribute: bytes) -> bool:
     """Whether there is a list of names. It is not read: the names are in the file anyway, the list may be damaged."""
     return bool({attribute, attribute + b"0"} & group.attributes)
-
-
-def _same(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two arrays agree bit for bit."""
-    if one is other:
-        return True
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    return np.array_equal(one.reshape(-1).view(np.uint8), other.reshape(-1).view(np.uint8))
 
 
 def write(path: Path, layers: Mapping[str, Mapping[str, np.ndarray]], scope: str) -> None:

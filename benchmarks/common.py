@@ -1,0 +1,36 @@
+"""What the speed measurements share: the work, and how it is timed."""
+
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+from tokenizers import BertWordPieceTokenizer
+
+BATCH = 32
+
+
+def batches(path, vocabulary):
+    """Ids and masks of a file's first 512 texts, one a line, sorted by length and padded to the longest of a batch."""
+    texts = [line.rsplit("\t", 1)[0].strip() for line in Path(path).read_text("utf-8").splitlines()]
+    tokenizer = BertWordPieceTokenizer(vocabulary, lowercase=True)
+    encodings = tokenizer.encode_batch([text for text in texts if text][:512])
+    rows = sorted((encoding.ids[:512] for encoding in encodings), key=len, reverse=True)
+    for start in range(0, len(rows), BATCH):
+        part = rows[start : start + BATCH]
+        ids = np.zeros((len(part), len(part[0])), np.int64)
+        for index, row in enumerate(part):
+            ids[index, : len(row)] = row
+        yield ids, (ids != 0).astype(np.int64)
+
+
+def seconds(run, repeats):
+    """The median time of a run, after two that do not count."""
+    run()
+    run()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
