@@ -10,6 +10,7 @@ import numpy as np
 from conftest import GOLDEN
 
 import distilbert
+from distilbert.core.spec import DISTILBERT
 
 CASES = {
     "base": "DistilBertModel",
@@ -123,6 +124,12 @@ class Flax:
 
 
 BACKENDS = {"torch": Torch, "tf": Keras, "flax": Flax}
+
+
+def head_of(case):
+    """The spec's name for what a case's model computes."""
+    suffix = CASES[case].removeprefix("DistilBert")
+    return next(name for name, head in DISTILBERT.heads.items() if head.suffix == suffix)
 
 
 def model_class(backend, case):

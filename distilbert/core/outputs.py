@@ -38,6 +38,18 @@ class ModelOutput(dict[str, Any]):
         return tuple(self.values())
 
 
+def flatten(output: Mapping[str, Any]) -> dict[str, Any]:
+    """One entry for each tensor: those of ``hidden_states`` become ``hidden_states/0``, ``hidden_states/1``, …"""
+    flat: dict[str, Any] = {}
+    for name, value in output.items():
+        flat |= (
+            {f"{name}/{number}": part for number, part in enumerate(value)}
+            if isinstance(value, tuple)
+            else {name: value}
+        )
+    return flat
+
+
 def _restore(values: dict[str, Any]) -> ModelOutput:
     return ModelOutput(**values)
 

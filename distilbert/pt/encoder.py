@@ -51,8 +51,9 @@ class Embeddings(FromSpec):
 
     def forward(self, input_ids: Tensor | None, position_ids: Tensor, inputs_embeds: Tensor | None) -> Tensor:
         """Ids (B, L), or word vectors (B, L, D) in their place, to vectors (B, L, D)."""
-        words_BLD = self.part("words")(input_ids) if inputs_embeds is None else inputs_embeds
-        summed_BLD = words_BLD + self.part("positions")(position_ids)
+        positions_1LD = self.part("positions")(position_ids)
+        words_BLD = self.part("words")(input_ids) if inputs_embeds is None else inputs_embeds.to(positions_1LD.dtype)
+        summed_BLD = words_BLD + positions_1LD
         return self.dropout(self.part("norm")(summed_BLD))
 
 

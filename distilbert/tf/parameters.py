@@ -54,6 +54,29 @@ class FromSpec(keras.layers.Layer):
         return self.parts[self.paths[role]]
 
 
+class Embedding(keras.layers.Embedding):
+    """Keras's, with a gradient for the whole table.
+
+    On TensorFlow the gradient is otherwise a list of the rows looked up. Keras 3's Adam takes a row that is twice in
+    the list for two, whose squares it adds up where it should square their sum, and leaves the moments of all other
+    rows as they were: not what it computes on JAX, nor what PyTorch and Optax do.
+    """
+
+    def call(self, inputs: Tensor) -> Tensor:
+        """Ids of any shape to vectors (…, D)."""
+        table = self.embeddings
+        if keras.backend.backend() == "tensorflow":
+            table = _with_whole_gradient(table)
+        return ops.cast(ops.take(table, inputs, axis=0), self.compute_dtype)
+
+
+def _with_whole_gradient(table: Tensor) -> Tensor:
+    import tensorflow as tf
+
+    same = tf.custom_gradient(lambda value: (tf.identity(value), tf.convert_to_tensor))
+    return same(tf.convert_to_tensor(table))
+
+
 @keras.saving.register_keras_serializable("distilbert")
 class TiedDense(keras.layers.Layer):
     """A dense layer whose kernel is the transpose of an embedding table that belongs to another layer.
@@ -92,7 +115,7 @@ def make_part(
         part = keras.layers.LayerNormalization(epsilon=config.layer_norm_eps, **options)
         part.build((None, *first.shape))
     else:
-        part = keras.layers.Embedding(*first.shape, embeddings_initializer=initial[first.kind], **options)
+        part = Embedding(*first.shape, embeddings_initializer=initial[first.kind], **options)
         part.build((None, None))
         part.trainable = first.kind is not Kind.SINUSOID
     return part

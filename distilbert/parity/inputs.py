@@ -1,0 +1,69 @@
+"""The batches on which backends are compared, for any config and head: every kind of input that a model takes.
+
+B batch, C choices, L length, H heads, D model.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from distilbert.core.config import DistilBertConfig
+
+Batch = dict[str, np.ndarray]
+LENGTH = 12  # of all but the shortest and the longest
+CHOICES = 3
+
+
+def batches(config: DistilBertConfig, head: str, seed: int = 0) -> dict[str, Batch]:
+    """Random batches by what is special about them; all have labels but those of the bare encoder."""
+    generator = np.random.default_rng(seed)
+    length = min(LENGTH, config.max_position_embeddings)
+    ragged = batch(config, head, 3, length, generator)
+    shape = ragged["input_ids"].shape
+    padded = ragged["attention_mask"].copy()
+    padded[-1] = 0
+    vectors = generator.normal(0, 1, (*shape, config.hidden_size)).astype(np.float32)
+    head_mask = generator.choice([0.0, 0.5, 1.0], (config.n_layers, config.n_heads)).astype(np.float32)
+    head_mask[:, 0] = 1  # something is left to see of each layer
+    positions = generator.integers(0, config.max_position_embeddings, shape)
+    return {
+        "ragged": ragged,
+        "a row of padding": ragged | {"attention_mask": padded},
+        "one token": batch(config, head, 2, 1, generator),
+        "longest": batch(config, head, 2, config.max_position_embeddings, generator),
+        "inputs_embeds": {"inputs_embeds": vectors} | {name: ragged[name] for name in ragged if name != "input_ids"},
+        "head_mask and position_ids": ragged | {"head_mask": head_mask, "position_ids": positions},
+    }
+
+
+def batch(config: DistilBertConfig, head: str, rows: int, length: int, generator: np.random.Generator) -> Batch:
+    """Random ids, a mask with padding on the right, on the left and with a hole, and labels."""
+    shape = (rows, CHOICES, length) if head == "multiple-choice" else (rows, length)
+    mask = np.ones(shape, np.int64)
+    texts = mask.reshape(-1, length)
+    texts[1::3, length - length // 3 :] = 0
+    texts[2::3, : length // 4] = 0
+    texts[2::3, length // 2 : length // 2 + length // 6] = 0
+    ids = generator.integers(0, config.vocab_size, shape)
+    return {"input_ids": ids, "attention_mask": mask} | labels(config, head, mask, generator)
+
+
+def labels(config: DistilBertConfig, head: str, mask: np.ndarray, generator: np.random.Generator) -> Batch:
+    """Random labels for a batch with that mask; tokens that do not count have -100."""
+    rows, length = mask.shape[0], mask.shape[-1]
+    if head == "base":
+        return {}
+    if head == "question-answering":
+        spans = np.sort(generator.integers(0, length, (2, rows)), 0)
+        return {"start_positions": spans[0], "end_positions": spans[1]}
+    if head == "multiple-choice":
+        return {"labels": generator.integers(0, mask.shape[1], rows)}
+    if head == "sequence-classification":
+        if config.problem_type == "multi_label_classification":
+            return {"labels": generator.integers(0, 2, (rows, config.num_labels)).astype(np.float32)}
+        if config.problem_type == "regression" or config.num_labels == 1:
+            targets = generator.normal(0, 1, (rows, config.num_labels)).astype(np.float32)
+            return {"labels": targets[:, 0] if config.num_labels == 1 else targets}
+        return {"labels": generator.integers(0, config.num_labels, rows)}
+    classes = config.vocab_size if head == "masked-lm" else config.num_labels
+    return {"labels": np.where(mask == 1, generator.integers(0, classes, mask.shape), -100)}

@@ -1,0 +1,90 @@
+"""Everything that a model computes, as arrays: what comparisons ask of a backend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from distilbert.core.outputs import flatten
+from distilbert.pt.inference import MODELS
+from distilbert.pt.loading import to_array
+from distilbert.pt.model import PreTrainedModel
+
+ATTENTIONS = ("eager", "sdpa")
+
+
+class Probe:
+    """A model to look into.
+
+    Args:
+        head: the spec's name for what to compute.
+        name_or_path: a folder, or a Hub id.
+        dtype: of parameters and computation.
+        device: for example ``"cpu"`` or ``"cuda:0"``.
+        attention: one of ``ATTENTIONS``. Only the first gives attentions.
+        overrides: config fields.
+    """
+
+    def __init__(
+        self,
+        head: str,
+        name_or_path: str | Path,
+        *,
+        dtype: str = "float32",
+        device: str = "cpu",
+        attention: str = ATTENTIONS[0],
+        **overrides: Any,
+    ) -> None:
+        self.model: PreTrainedModel = MODELS[head].from_pretrained(  # type: ignore[assignment]
+            name_or_path, dtype=dtype, device=device, attn_implementation=attention, **overrides
+        )
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The parameters by canonical name, in PyTorch's orientation, as float32; tied ones once."""
+        listed = [row for row in self.model.parameter_list() if row.tied_to is None]
+        return {row.name: to_array(self.model.get_parameter(row.name).float()) for row in listed}
+
+    @torch.inference_mode()
+    def outputs(self, inputs: Mapping[str, np.ndarray], *, details: bool = True) -> dict[str, np.ndarray]:
+        """The outputs by name as float32; with ``details`` also ``hidden_states/0``, … and ``attentions/0``, …"""
+        has_attentions = details and self.model.attn_implementation == ATTENTIONS[0]
+        output = self.model(
+            **self.tensors(inputs), output_hidden_states=details, output_attentions=has_attentions, return_dict=True
+        )
+        return {name: to_array(value.float()) for name, value in flatten(output).items()}
+
+    def gradients(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The gradient of the loss by canonical name of each trained parameter, as float32."""
+        self.model.zero_grad()
+        self.model(**self.tensors(inputs)).loss.backward()
+        named = dict(self.model.named_parameters())
+        found = {name: value.grad for name, value in named.items() if value.grad is not None}
+        return {name: to_array(value.float()) for name, value in found.items()}
+
+    def train(
+        self, batches: Sequence[Mapping[str, np.ndarray]], *, learning_rate: float, weight_decay: float, epsilon: float
+    ) -> list[float]:
+        """A step of AdamW for each batch, without dropout; returns the losses before each."""
+        optimizer = torch.optim.AdamW(self.model.parameters(), lr=learning_rate, weight_decay=weight_decay, eps=epsilon)
+        losses = []
+        for batch in batches:
+            optimizer.zero_grad()
+            loss = self.model(**self.tensors(batch)).loss
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+        return losses
+
+    def save(self, folder: Path) -> None:
+        """Write the model as the framework's users would."""
+        self.model.save_pretrained(folder)
+
+    def tensors(self, inputs: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+        """The inputs where the model is."""
+        return {
+            name: torch.from_numpy(np.ascontiguousarray(value)).to(self.model.device) for name, value in inputs.items()
+        }

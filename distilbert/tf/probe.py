@@ -1,0 +1,112 @@
+"""Everything that a model computes, as arrays: what comparisons ask of a backend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from distilbert.core.errors import InputError
+from distilbert.core.outputs import flatten
+from distilbert.core.spec import KERAS
+from distilbert.tf.inference import MODELS, parse_device
+from distilbert.tf.loading import to_array, to_arrays
+from distilbert.tf.model import PreTrainedModel
+
+ATTENTIONS = ("eager",)
+
+
+class Probe:
+    """A model to look into.
+
+    Args:
+        head: the spec's name for what to compute.
+        name_or_path: a folder, or a Hub id.
+        dtype: of parameters and computation.
+        device: for example ``"cpu"`` or ``"gpu:0"``.
+        attention: one of ``ATTENTIONS``.
+        overrides: config fields.
+    """
+
+    def __init__(
+        self,
+        head: str,
+        name_or_path: str | Path,
+        *,
+        dtype: str = "float32",
+        device: str = "cpu",
+        attention: str = ATTENTIONS[0],
+        **overrides: Any,
+    ) -> None:
+        self.device = parse_device(device)
+        with keras.device(self.device):
+            self.model: PreTrainedModel = MODELS[head].from_pretrained(  # type: ignore[assignment]
+                name_or_path, dtype=dtype, **overrides
+            )
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The parameters by canonical name, in PyTorch's orientation, as float32; tied ones once."""
+        return {name: value.astype(np.float32) for name, value in to_arrays(self.model).items()}
+
+    def outputs(self, inputs: Mapping[str, np.ndarray], *, details: bool = True) -> dict[str, np.ndarray]:
+        """The outputs by name as float32; with ``details`` also ``hidden_states/0``, … and ``attentions/0``, …"""
+        with keras.device(self.device):
+            output = self.model(**inputs, output_hidden_states=details, output_attentions=details, return_dict=True)
+        return {name: to_array(value).astype(np.float32) for name, value in flatten(output).items()}
+
+    def gradients(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The gradient of the loss by canonical name of each trained parameter, as float32.
+
+        Raises:
+            InputError: Keras runs on a framework for which this is not written.
+        """
+        rows = {row: variable for row, variable in self.model.variable_list() if variable.trainable}
+        with keras.device(self.device):
+            found = zip(rows, _gradients(self.model, inputs, list(rows.values())), strict=True)
+        arrays = {row: to_array(gradient).astype(np.float32) for row, gradient in found if gradient is not None}
+        return {row.name: array.T if KERAS.is_transposed(row) else array for row, array in arrays.items()}
+
+    def train(
+        self, batches: Sequence[Mapping[str, np.ndarray]], *, learning_rate: float, weight_decay: float, epsilon: float
+    ) -> list[float]:
+        """A step of AdamW for each batch; returns the losses before each. Dropout has to be off in the config."""
+        with keras.device(self.device):
+            self.model.compile(keras.optimizers.AdamW(learning_rate, weight_decay=weight_decay, epsilon=epsilon))
+            losses = []
+            for batch in batches:
+                self.model.reset_metrics()  # Keras reports a mean over the batches since
+                losses.append(float(self.model.train_on_batch(dict(batch))))
+            return losses
+
+    def save(self, folder: Path) -> None:
+        """Write the model as the framework's users would."""
+        self.model.save_pretrained(folder, format="h5" if self.model.variable_dtype != "bfloat16" else "safetensors")
+
+
+def _gradients(model: PreTrainedModel, inputs: Mapping[str, np.ndarray], variables: list[keras.Variable]) -> list[Any]:
+    """As the framework below Keras computes them; Keras itself has no function for it."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            loss = model(**inputs).loss
+        # The table's gradient comes as the rows that were looked up.
+        return [
+            None if found is None else tf.convert_to_tensor(found)
+            for found in tape.gradient(loss, [v.value for v in variables])
+        ]
+    if keras.backend.backend() == "jax":
+        import jax
+
+        fixed = [variable.value for variable in model.non_trainable_variables]
+        places = {id(variable): number for number, variable in enumerate(model.trainable_variables)}
+
+        def loss(values: list[Any]) -> Any:
+            return model.stateless_call(values, fixed, dict(inputs))[0]["loss"]
+
+        found = jax.grad(loss)([variable.value for variable in model.trainable_variables])
+        return [found[places[id(variable)]] for variable in variables]
+    raise InputError(f"gradients of Keras on {keras.backend.backend()} are not compared, only on tensorflow and jax")

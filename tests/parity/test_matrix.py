@@ -1,0 +1,78 @@
+"""The contract of all backends: the reference's numbers, for every head, attention, type, device and kind of input."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from backends import HEADS, head_of
+from conftest import GOLDEN
+
+import distilbert.pt.encoder
+from distilbert import DistilBertConfig
+from distilbert.parity.comparison import REFERENCE, compare
+from distilbert.parity.inputs import batch, batches
+
+BACKENDS = ("torch", "torch:sdpa", "tf", "flax")
+
+pytestmark = pytest.mark.filterwarnings("ignore:You are using a softmax over axis")  # Keras, of texts of one token
+
+device = pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")),
+    ],
+)
+
+
+def run(case, make=batches, backends=BACKENDS, **options):
+    folder = GOLDEN / f"distilbert-{case}"
+    every = make(DistilBertConfig.from_pretrained(folder), head_of(case))
+    return compare(folder, head_of(case), every, backends=backends, **options)
+
+
+def one_batch(config, head):
+    return {"ragged": batches(config, head)["ragged"]}
+
+
+def many_rows(config, head):
+    """Enough numbers for typical errors to be typical; in one of the batches no token of the last texts counts."""
+    generator = np.random.default_rng(0)
+    made = {f"batch {number}": batch(config, head, 24, 12, generator) for number in range(4)}
+    made["batch 3"]["attention_mask"][-4:] = 0
+    return made
+
+
+@device
+@pytest.mark.parametrize("case", HEADS)
+def test_float32(case, device):
+    found = run(case, device=device)
+    assert not found.outside
+    quantities = {difference.quantity.split("/")[0] for difference in found.differences}
+    assert quantities >= {"hidden_states", "attentions"} | ({"loss", "gradients"} if case != "base" else set())
+    assert {(difference.backend, difference.other) for difference in found.differences} >= {
+        (backend, REFERENCE) for backend in BACKENDS
+    }
+
+
+@device
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("case", HEADS)
+def test_low_precision(case, dtype, device):
+    assert not run(case, many_rows, dtype=dtype, device=device).outside
+
+
+def test_who_is_off_is_named(monkeypatch):
+    """The one backend, not the others, and the first layer, not all that follow from it."""
+    tanh = functools.partial(torch.nn.functional.gelu, approximate="tanh")
+    monkeypatch.setitem(distilbert.pt.encoder.ACTIVATIONS, "gelu", tanh)
+    found = run("seqcls", one_batch, backends=("torch", "tf"))
+    off = [difference for difference in found.outside if difference.other == REFERENCE]
+    assert {difference.backend for difference in off} == {"torch"}
+    assert off[0].quantity == "hidden_states/1"
+
+
+def test_nan_is_outside(monkeypatch):
+    monkeypatch.setitem(distilbert.pt.encoder.ACTIVATIONS, "gelu", lambda value: value * np.nan)
+    assert run("base", one_batch, backends=("torch",)).outside
