@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from distilbert.core.checkpoint import load, write_checkpoint
+from distilbert.core.spec import DISTILBERT, parameters
+
 GOLDEN = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[2] / "shared"  # real data and trained checkpoints, on the project's machines only
 
@@ -13,3 +16,23 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs the project's real data and checkpoints, which are not on this machine")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def shallow(tmp_path_factory):
+    """A golden checkpoint's folder by case, with two of its three layers: compiling takes most of the time."""
+    from backends import head_of  # which imports this module
+
+    made = {}
+
+    def make(case):
+        if case not in made:
+            options = {"overrides": {}, "ignore_mismatched_sizes": False, "family": DISTILBERT}
+            config, tensors, _ = load(GOLDEN / f"distilbert-{case}", head_of(case), config=None, **options)
+            config.n_layers = 2
+            kept = {row.name: tensors[row.name] for row in parameters(config, head_of(case)) if row.name in tensors}
+            made[case] = tmp_path_factory.mktemp(case)
+            write_checkpoint(made[case], config, kept, head=head_of(case))
+        return made[case]
+
+    return make

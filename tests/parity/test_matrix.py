@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from backends import HEADS, head_of
-from conftest import GOLDEN
 
 import distilbert.pt.encoder
 from distilbert import DistilBertConfig
@@ -26,10 +25,13 @@ device = pytest.mark.parametrize(
 )
 
 
-def run(case, make=batches, backends=BACKENDS, **options):
-    folder = GOLDEN / f"distilbert-{case}"
-    every = make(DistilBertConfig.from_pretrained(folder), head_of(case))
-    return compare(folder, head_of(case), every, backends=backends, **options)
+@pytest.fixture
+def run(shallow):
+    def compared(case, make=batches, backends=BACKENDS, **options):
+        every = make(DistilBertConfig.from_pretrained(shallow(case)), head_of(case))
+        return compare(shallow(case), head_of(case), every, backends=backends, **options)
+
+    return compared
 
 
 def one_batch(config, head):
@@ -46,7 +48,7 @@ def many_rows(config, head):
 
 @device
 @pytest.mark.parametrize("case", HEADS)
-def test_float32(case, device):
+def test_float32(run, case, device):
     found = run(case, device=device)
     assert not found.outside
     quantities = {difference.quantity.split("/")[0] for difference in found.differences}
@@ -59,11 +61,11 @@ def test_float32(case, device):
 @device
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("case", HEADS)
-def test_low_precision(case, dtype, device):
+def test_low_precision(run, case, dtype, device):
     assert not run(case, many_rows, dtype=dtype, device=device).outside
 
 
-def test_who_is_off_is_named(monkeypatch):
+def test_who_is_off_is_named(run, monkeypatch):
     """The one backend, not the others, and the first layer, not all that follow from it."""
     tanh = functools.partial(torch.nn.functional.gelu, approximate="tanh")
     monkeypatch.setitem(distilbert.pt.encoder.ACTIVATIONS, "gelu", tanh)
@@ -73,6 +75,6 @@ def test_who_is_off_is_named(monkeypatch):
     assert off[0].quantity == "hidden_states/1"
 
 
-def test_nan_is_outside(monkeypatch):
+def test_nan_is_outside(run, monkeypatch):
     monkeypatch.setitem(distilbert.pt.encoder.ACTIVATIONS, "gelu", lambda value: value * np.nan)
     assert run("base", one_batch, backends=("torch",)).outside

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:You are using a softmax over axi
 
 @some.composite
 def configs(draw):
-    heads, layers = draw(some.integers(1, 4)), draw(some.integers(1, 3))
+    heads, layers = draw(some.integers(1, 4)), draw(some.integers(1, 2))
     pruned = {
         layer: draw(some.sets(some.integers(0, heads - 1), min_size=1, max_size=heads - 1))
         for layer in draw(some.sets(some.integers(0, layers - 1)))

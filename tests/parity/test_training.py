@@ -5,7 +5,6 @@ import itertools
 import numpy as np
 import pytest
 from backends import head_of
-from conftest import GOLDEN
 
 from distilbert import DistilBertConfig
 from distilbert.parity.bounds import TRAINED_LOSS, TRAINED_WEIGHTS
@@ -19,8 +18,8 @@ ADAMW = {"learning_rate": 5e-5, "weight_decay": 0.01, "epsilon": 1e-7}
 
 
 @pytest.mark.parametrize("case", ["mlm", "seqcls", "qa"])  # of each kind of loss one
-def test_training(case):
-    folder = GOLDEN / f"distilbert-{case}"
+def test_training(shallow, case):
+    folder = shallow(case)
     config, generator = DistilBertConfig.from_pretrained(folder), np.random.default_rng(0)
     stream = [batch(config, head_of(case), 8, 12, generator) for _ in range(STEPS)]
     start = make_probe("torch", head_of(case), folder).arrays()
