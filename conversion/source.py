@@ -12,6 +12,7 @@ from distilbert.core.checkpoint import FORMATS, pair, read_format
 from distilbert.core.config import DistilBertConfig
 from distilbert.core.errors import CheckpointError, InputError
 from distilbert.core.files import current_file
+from distilbert.core.formats import keras
 from distilbert.core.spec import DISTILBERT, Family, get_head, parameters
 
 
@@ -48,8 +49,9 @@ def open_source(
     present = [name for name, form in FORMATS.items() if _holds(folder, form.filename, form.index_file)]
     if path.is_file():
         named = [name for name, form in FORMATS.items() if path.name in (form.filename, form.index_file)]
+        named = named or [name for name, form in FORMATS.items() if form.suffix and path.name.endswith(form.suffix)]
         if not named:
-            expected = ", ".join(form.filename for form in FORMATS.values())
+            expected = ", ".join(f"*{form.suffix}" if form.suffix else form.filename for form in FORMATS.values())
             raise CheckpointError(f"{path}: not a name that weights have, expected one of {expected}")
         present = named
     elif not path.exists():
@@ -64,8 +66,12 @@ def open_source(
     if len(present) > 1:
         names = ", ".join(f"{name} ({FORMATS[name].filename})" for name in present)
         raise CheckpointError(f"{path}: holds weights in several formats, name the one to take: {names}")
-    config = DistilBertConfig.from_pretrained(folder)
-    found = read_format(folder, FORMATS[present[0]])
+    form = FORMATS[present[0]]
+    if path.is_file() and path.suffix == keras.SUFFIX:  # which brings its own
+        config = DistilBertConfig.from_dict(keras.read_config(path, family))
+    else:
+        config = DistilBertConfig.from_pretrained(folder)
+    found = (form.read(path), path) if path.is_file() and form.suffix else read_format(folder, form)
     assert found is not None
     tensors, weights = found
     if head is None:

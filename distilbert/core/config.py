@@ -284,7 +284,13 @@ class DistilBertConfig:
         )
         if path is None:
             raise CheckpointError(f"{name_or_path}: no {CONFIG_FILE} there; expected a folder with a saved model")
-        return cls.from_dict(hub.read_json(path), **overrides)
+        values = hub.read_json(path)
+        if "registered_name" in values:  # Keras's own: another kind of config of the same name
+            raise ConfigError(
+                f"{path}: is a config of Keras's {values['registered_name']!r:.80}, expected one of {cls.model_type}; "
+                "turn a KerasHub preset into a checkpoint with `distilbert convert`"
+            )
+        return cls.from_dict(values, **overrides)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``config.json`` into ``folder`` (made if absent), whole or not at all.

@@ -168,6 +168,9 @@ TENSORFLOW = Layout(
 )
 # What Keras 3's own layers call their variables. Only in transformers' files is one table no Keras embedding.
 KERAS = replace(TENSORFLOW, leaves=TENSORFLOW.leaves | {Kind.WORD_EMBEDDING: "embeddings"})
+# Keras's own files call a layer by its class, which its first kind decides, or that its weight belongs to another.
+KERAS_CLASSES = dict.fromkeys(_EMBEDDINGS, "embedding") | {Kind.WEIGHT: "dense", Kind.NORM_SCALE: "layer_normalization"}
+KERAS_TIED_CLASS = "tied_dense"
 FLAX = Layout(
     separator="/",
     layer_number="/{}",
