@@ -26,7 +26,6 @@ from rich.table import Table
 
 from distilbert import conversion
 from distilbert.core.backends import BACKENDS, choose_backend
-from distilbert.core.checkpoint import FORMATS
 from distilbert.core.errors import DistilBertError
 from distilbert.core.files import replace_file
 from distilbert.core.tokenizer import DistilBertTokenizer
@@ -60,7 +59,7 @@ Framework = StrEnum("Framework", list(BACKENDS))  # type: ignore[misc]
 
 
 # What weights are stored in.
-FileFormat = StrEnum("FileFormat", list(FORMATS))  # type: ignore[misc]
+FileFormat = StrEnum("FileFormat", list(conversion.NAMES))  # type: ignore[misc]
 SourceFormat = Annotated[
     FileFormat | None, typer.Option("--from", help="Which weights to take where SOURCE holds several formats.")
 ]

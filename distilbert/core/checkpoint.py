@@ -439,6 +439,11 @@ class Save:
         """Whether there are several files and an index."""
         return len(self.files) > 1
 
+    @property
+    def written(self) -> list[str]:
+        """What is written, by name."""
+        return [CONFIG_FILE, *self.files, *([self.form.index_file] if self.is_sharded else [])]
+
     def write(self, folder: Path) -> None:
         """Write everything into an empty folder, one tensor at a time."""
         assert self.form.write is not None
@@ -473,8 +478,8 @@ def write_checkpoint(
         config: written as ``config.json``.
         tensors: by canonical name, in PyTorch's orientation; tied parameters left out.
         head: the spec's name for what the model computes.
-        file_format: ``"safetensors"``, or as transformers 4 wrote it ``"h5"`` for TensorFlow, ``"msgpack"`` for Flax, or
-            ``"keras"`` and ``"keras-weights"`` for Keras 3 itself.
+        file_format: ``"safetensors"``, or as transformers 4 wrote it ``"h5"`` for TensorFlow, ``"msgpack"`` for Flax;
+            ``"keras"`` and ``"keras-weights"`` as Keras 3 does for our classes.
         max_shard_size: bytes, or a text such as ``"500MB"``. Weights above it are split into several files
             with an index; a tensor larger than that has a file of its own. Keras 3's are always one file.
         family: what the parameters belong to.

@@ -183,7 +183,7 @@ def write_weights(path: Path, tensors: Mapping[str, np.ndarray], listed: Iterabl
     write_variables(path, ((place, layer, tensors[KERAS.name(row)]) for row, place, layer in places(listed, family)))
 
 
-def write_variables(path: Path, written: Iterable[tuple[str, str, np.ndarray]]) -> None:
+def write_variables(path: Path, written: Iterable[tuple[str, str | None, np.ndarray]]) -> None:
     """Write variables as Keras stores them: the reverse of ``variables``.
 
     Raises:
@@ -195,7 +195,9 @@ def write_variables(path: Path, written: Iterable[tuple[str, str, np.ndarray]]) 
                 raise CheckpointError(
                     f"{path.name}: Keras's files cannot store {place} of dtype {tensor.dtype}; convert it"
                 )
-            file.require_group(place.rpartition("/")[0]).attrs["name"] = layer
+            group = file.require_group(place.rpartition("/")[0])
+            if layer is not None and "name" not in group.attrs:
+                group.attrs["name"] = layer
             values = in_order(tensor)
             if values.dtype == BFLOAT16:  # HDF5 lacks it
                 file.create_dataset(place, data=values.view("V2")).attrs["dtype"] = BFLOAT16.name
