@@ -76,7 +76,7 @@ class Preset:
             tensor = tensors[row.name].T if KERAS.is_transposed(row) else tensors[row.name]
             weights.setdefault(file, []).append((place, None, tensor.reshape(shape(row, config))))
             size += tensor.size if file == WEIGHTS_FILE else 0
-        backbone = _backbone(config, keras.policy(tensors.values()), family)
+        backbone = _backbone(config, keras.policy(tensor.dtype for tensor in tensors.values()), family)
         described: dict[str, Any] = {
             CONFIG_FILE: backbone | {OURS: json.loads(config.to_json_string())},
             METADATA_FILE: {
@@ -190,7 +190,7 @@ def _tokenizer(tokenizer: DistilBertTokenizer, family: Family) -> dict[str, Any]
     strips = tokenizer.do_lower_case if tokenizer.strip_accents is None else tokenizer.strip_accents
     fields = {
         "trainable": True,
-        "dtype": {"module": "keras", "class_name": "DTypePolicy", "config": {"name": "int32"}, "registered_name": None},
+        "dtype": keras.policy([np.dtype(np.int32)]),
         "config_file": TOKENIZER_FILE,
         "vocabulary": None,
         "sequence_length": None,
@@ -210,6 +210,7 @@ def _preprocessor(
 ) -> dict[str, Any]:
     fields = {
         "trainable": True,
+        "dtype": keras.policy([np.dtype(np.float32)]),
         "tokenizer": _tokenizer(tokenizer, family),
         "config_file": PREPROCESSOR_FILE,
         "sequence_length": min(tokenizer.model_max_length, config.max_position_embeddings),

@@ -225,7 +225,7 @@ def write_archive(
         "config": {
             "config": config.to_dict(),
             "name": h5.scope(class_name),
-            "dtype": policy(tensors.values()),
+            "dtype": policy(tensor.dtype for tensor in tensors.values()),
             "trainable": True,
         },
         "registered_name": f"{PACKAGE}>{class_name}",
@@ -245,15 +245,10 @@ def write_archive(
         unpacked.unlink(missing_ok=True)
 
 
-def policy(tensors: Iterable[np.ndarray]) -> dict[str, Any]:
-    """Keras's dtype policy under which variables keep the bits of ``tensors``: where types differ, the wider one's."""
-    dtype = np.result_type(*{tensor.dtype for tensor in tensors})
-    return {
-        "module": "keras",
-        "class_name": "DTypePolicy",
-        "config": {"name": dtype.name},
-        "registered_name": None,
-    }
+def policy(dtypes: Iterable[np.dtype]) -> dict[str, Any]:
+    """Keras's dtype policy under which variables keep the bits of these types: where they differ, the wider one's."""
+    name = np.result_type(*set(dtypes)).name
+    return {"module": "keras", "class_name": "DTypePolicy", "config": {"name": name}, "registered_name": None}
 
 
 def _class_name(family: Family, head: str) -> str:

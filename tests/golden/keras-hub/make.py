@@ -5,9 +5,9 @@ from pathlib import Path
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
-import keras  # noqa: E402
-import keras_hub  # noqa: E402
-import numpy as np  # noqa: E402
+import keras
+import keras_hub
+import numpy as np
 
 HERE = Path(__file__).parent
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij", "##a", "##b", "é", "ab", "!"]
@@ -38,7 +38,9 @@ classifier = randomised(
         preprocessor=models.DistilBertTextClassifierPreprocessor(tokenizer, sequence_length=9),
     )
 )
-masked_lm = randomised(models.DistilBertMaskedLM(backbone=models.DistilBertBackbone(num_layers=1, dropout=0.2, **SIZES)))
+masked_lm = randomised(
+    models.DistilBertMaskedLM(backbone=models.DistilBertBackbone(num_layers=1, dropout=0.2, **SIZES))
+)
 backbone = randomised(models.DistilBertBackbone(num_layers=1, dtype="bfloat16", **SIZES))
 
 classifier.save_to_preset(HERE / "classifier")
