@@ -125,13 +125,15 @@ def run(
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A folder with a checkpoint, or its weights.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="A folder with a checkpoint or a KerasHub preset, or its weights.")
+    ],
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="The folder to write, all of it or nothing.")],
     to: Annotated[FileFormat, typer.Option(help="The format to write.")],
     source_format: SourceFormat = None,
     head: SourceHead = None,
     dtype: Annotated[str | None, typer.Option(help="Cast floats: float32, float16, bfloat16, float64.")] = None,
-    max_shard_size: Annotated[str, typer.Option(help="Larger weights are split.")] = "5GB",
+    max_shard_size: Annotated[str, typer.Option(help="Larger weights are split, but for Keras.")] = "5GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint in TARGET.")] = False,
     allow_unused: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A tensor to leave behind; may be repeated.")
@@ -142,7 +144,7 @@ def convert(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, write nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Convert weights between formats, bit for bit; config and tokenizer go along."""
+    """Convert weights between formats, also those of Keras 3 and KerasHub, bit for bit; config and tokenizer go along."""
     with exit_statuses():
         report = conversion.convert(
             source,

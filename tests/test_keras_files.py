@@ -261,7 +261,7 @@ def test_damaged_lists_of_texts_are_refused(spoil, saved):
     content = bytearray((saved / "mine.weights.h5").read_bytes())
     spoil(content)
     (saved / "mine.weights.h5").write_bytes(content)
-    with pytest.raises(CheckpointError, match="a list of texts is damaged|damaged, or longer"):
+    with pytest.raises(CheckpointError, match=r"a list of texts is damaged|damaged, or longer"):
         keras_files.read_weights(saved / "mine.weights.h5")
 
 

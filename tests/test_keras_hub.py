@@ -326,7 +326,7 @@ def test_a_preset_is_no_checkpoint_but_says_what_to_do(preset):
 def test_a_preset_may_be_named_by_its_folder_or_a_file(preset):
     assert inspect(preset).parameters == inspect(preset / "model.weights.h5").parameters
     assert inspect(preset, file_format="keras-hub").file_format == "keras-hub"
-    with pytest.raises(CheckpointError, match="is a KerasHub preset, expected tf_model.h5"):
+    with pytest.raises(CheckpointError, match=r"is a KerasHub preset, expected tf_model.h5"):
         inspect(preset, file_format="h5")
     with pytest.raises(CheckpointError, match="no weights there; expected a KerasHub preset"):
         inspect(GOLDEN / "distilbert-seqcls", file_format="keras-hub")
@@ -334,7 +334,7 @@ def test_a_preset_may_be_named_by_its_folder_or_a_file(preset):
 
 def test_a_checkpoint_and_a_preset_do_not_share_a_folder(checkpoint, preset, tmp_path):
     for folder, to in ((checkpoint, "keras-hub"), (preset, "safetensors")):
-        with pytest.raises(CheckpointError, match="holds the source, whose config.json is of another kind"):
+        with pytest.raises(CheckpointError, match=r"holds the source, whose config.json is of another kind"):
             convert(folder, folder, to, overwrite=True)
     (preset / "notes.txt").write_text("mine")
     convert(checkpoint, preset, "keras-weights", overwrite=True)
