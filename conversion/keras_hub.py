@@ -121,22 +121,26 @@ def read(folder: Path, family: Family) -> Opened:
     task_weights = current_file(folder, TASK_WEIGHTS_FILE)
     if task_weights.is_file():
         files.append(task_weights)
-    listed = parameters(config, head, family)
+    return Opened(path, config, head, _tensors(files, config, parameters(config, head, family)))
+
+
+def _tensors(files: list[Path], config: DistilBertConfig, listed: Iterable[Parameter]) -> dict[str, np.ndarray]:
+    """What the files hold: parameters in the shape and under the name that Keras has for ours, the rest as it is."""
     known = {(file == TASK_WEIGHTS_FILE, _public(place)): row for row, file, place in places(listed)}
     tensors: dict[str, np.ndarray] = {}
     for file in files:
         try:
             for place, _, values in keras.variables(map_file(file)):
-                row = known.get((file == task_weights, _public(place)))
+                row = known.get((file.name == TASK_WEIGHTS_FILE, _public(place)))
                 if row is not None and values.shape == shape(row, config):
                     values = values.reshape(row.shape[::-1] if KERAS.is_transposed(row) else row.shape)
-                name = place if row is None else KERAS.name(row)
+                name = f"{file.name}/{place}" if row is None else KERAS.name(row)
                 if name in tensors:
                     raise ValueError(f"it holds {name:.80} more than once")
                 tensors[name] = values
         except ValueError as error:
             raise CheckpointError(f"{file}: not a .weights.h5 that can be read: {error}") from None
-    return Opened(path, config, head, tensors)
+    return tensors
 
 
 def _task_head(described: Mapping[str, Any], path: Path, family: Family) -> str:
@@ -190,11 +194,10 @@ def _config(ours: Any, theirs: Mapping[str, Any], task: Mapping[str, Any], folde
     values |= {name: theirs[field] for field, name in FIELDS.items()} | {"tie_word_embeddings": True}
     if "dropout" in task:
         values["seq_classif_dropout"] = task["dropout"]
-    if "num_classes" in task and task["num_classes"] != len(values.get("id2label", ())):
-        values.pop("id2label", None)
-        values.pop("label2id", None)
-        values["num_labels"] = task["num_classes"]
-    return DistilBertConfig.from_dict(values)
+    config = DistilBertConfig.from_dict(values)
+    if "num_classes" in task and task["num_classes"] != config.num_labels:  # then our names are of other labels
+        return DistilBertConfig.from_dict(config.to_dict(), num_labels=task["num_classes"])
+    return config
 
 
 def _pad_token(folder: Path) -> int:
@@ -238,6 +241,8 @@ def _tokenizer_options(folder: Path, config: DistilBertConfig) -> dict[str, Any]
     limit = None
     if preprocessor.is_file():
         limit = _config_of(hub.read_json(preprocessor), preprocessor).get("sequence_length")
+        if limit is not None and (not isinstance(limit, int) or limit < 1):
+            raise CheckpointError(f"{preprocessor}: its sequence_length is {limit!r:.80}, expected an integer above 0")
     return {
         "do_lower_case": bool(theirs.get("lowercase")),
         "strip_accents": bool(theirs.get("strip_accents")),

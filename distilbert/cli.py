@@ -144,7 +144,7 @@ def convert(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, write nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Convert weights between formats, also those of Keras 3 and KerasHub, bit for bit; config and tokenizer go along."""
+    """Convert weights between formats, Keras's and KerasHub's too, bit for bit; config and tokenizer go along."""
     with exit_statuses():
         report = conversion.convert(
             source,

@@ -302,7 +302,8 @@ def surplus(folder):
             r"the shard other.weights.h5, which is not",
         ),
         (shards([1]), r"has no weight_map"),
-        (surplus, r"layers/adapter/vars/0 would be left over"),
+        (set_in("preprocessor.json", sequence_length="long"), r"its sequence_length is 'long', expected an integer"),
+        (surplus, r"model.weights.h5/layers/adapter/vars/0 would be left over"),
     ],
 )
 def test_presets_that_are_no_model_of_ours_are_refused(spoil, message, preset, tmp_path):
@@ -315,6 +316,13 @@ def test_presets_that_are_no_model_of_ours_are_refused(spoil, message, preset, t
 def test_values_that_no_model_has_are_refused(preset):
     set_in("config.json", num_heads=0)(preset)
     with pytest.raises(ConfigError, match="n_heads"):
+        inspect(preset)
+    set_in("config.json", num_heads=2, num_layers=10**12)(preset)
+    with pytest.raises(ConfigError, match="n_layers is 1000000000000, expected at most 10000"):
+        inspect(preset)
+    edit_json(preset / "config.json", lambda config: config.update(distilbert={"id2label": 5}))
+    set_in("config.json", num_layers=2)(preset)
+    with pytest.raises(ConfigError, match="id2label is 5"):
         inspect(preset)
 
 

@@ -156,7 +156,7 @@ FORMATS = {
 WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
 # Counters that old versions stored beside the parameters, and in Keras's files the state of training. They hold nothing
 # that the model computes with.
-NOT_PARAMETERS = re.compile(r"\.position_ids$|^optimizer\.(\w+\.)*vars\.\d+$|\bseed_generator\.vars\.\d+$")
+NOT_PARAMETERS = re.compile(r"\.position_ids$|\b(optimizer|seed_generator)\.(\w+\.)*vars\.\d+$")
 
 
 @dataclass

@@ -159,7 +159,7 @@ def _read(data: np.ndarray, family: Family = DISTILBERT) -> dict[str, np.ndarray
             number = re.search(r"(?:^|/)layers/layer_(\d+)/", place)
             name = KERAS.name(row if row.layer is None or number is None else replace(row, layer=int(number[1])))
         elif layer is None and _unnumbered(place) in named:
-            raise ValueError(f"it does not say what {place:.80} is called; load and save it with Keras 3.15")
+            raise ValueError(f"it does not say what {place:.80} is called; save it again with Keras 3.8 or later")
         if name in tensors:
             raise ValueError(f"it holds {name:.80} more than once")
         tensors[name] = values
