@@ -2,5 +2,6 @@
 
 from distilbert.conversion.convert import Entry, Report, convert
 from distilbert.conversion.inspection import Inspection, inspect
+from distilbert.conversion.source import NAMES
 
-__all__ = ["Entry", "Inspection", "Report", "convert", "inspect"]
+__all__ = ["NAMES", "Entry", "Inspection", "Report", "convert", "inspect"]

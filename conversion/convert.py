@@ -11,13 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
-from distilbert.conversion.source import Source, open_source
+from distilbert.conversion import keras_hub, keras_hub_writer
+from distilbert.conversion.source import NAMES, Source, open_source
 from distilbert.core.checkpoint import FORMATS, Save, oriented, pair, shown
-from distilbert.core.config import CONFIG_FILE, DistilBertConfig
+from distilbert.core.config import DistilBertConfig
 from distilbert.core.errors import CheckpointError, InputError
 from distilbert.core.files import flush, replace_files
 from distilbert.core.formats import DTYPES, same_bits
 from distilbert.core.spec import (
+    KERAS,
+    Family,
     Kind,
     Parameter,
     canonical_name,
@@ -27,6 +30,7 @@ from distilbert.core.spec import (
     standard_deviation,
 )
 from distilbert.core.tokenizer import FILES as TOKENIZER_FILES
+from distilbert.core.tokenizer import TOKENIZER_FILE, VOCAB_FILE, DistilBertTokenizer
 
 CASTS = ("float32", "float16", "bfloat16", "float64")
 
@@ -35,8 +39,9 @@ CASTS = ("float32", "float16", "bfloat16", "float64")
 class Entry:
     """What becomes of one tensor.
 
-    ``source`` and ``target`` are its names in the files, None where it has none there. ``shape`` is the target's, or
-    the source's where it is dropped. ``note`` is empty, or one of "tied", "dropped", "initialised".
+    ``source`` and ``target`` are its names in the files, None where it has none there; Keras's and KerasHub's files
+    number their parts, and for them it is what our Keras classes call it. ``shape`` is the target's, or the source's
+    where it is dropped. ``note`` is empty, or one of "tied", "dropped", "initialised".
     """
 
     source: str | None
@@ -79,11 +84,14 @@ def convert(
     Args:
         source: a folder with a checkpoint, or the file of weights in it.
         target: the folder to write, all of it or nothing.
-        to: ``"safetensors"``, ``"torch"`` (``pytorch_model.bin``), ``"h5"`` or ``"msgpack"``.
+        to: ``"safetensors"``, ``"torch"`` (``pytorch_model.bin``), ``"h5"`` or ``"msgpack"`` as transformers has them;
+            ``"keras"`` (``model.keras``) or ``"keras-weights"`` (``model.weights.h5``) for our Keras classes;
+            ``"keras-hub"``, a preset of KerasHub's.
         source_format: which weights to take where the folder holds several.
         head: what the weights compute, where their names leave that open.
         dtype: cast floats to ``"float32"``, ``"float16"``, ``"bfloat16"`` or ``"float64"``; by default they stay.
-        max_shard_size: bytes or a text such as ``"500MB"``; larger weights are split, with an index.
+        max_shard_size: bytes or a text such as ``"500MB"``; larger weights are split, with an index,
+            but for Keras's and KerasHub's formats.
         overwrite: replace the checkpoint that ``target`` holds; other files in it stay.
         allow_unused: source names to leave behind.
         allow_missing: canonical names (PyTorch's) to initialise where the source lacks them.
@@ -92,49 +100,83 @@ def convert(
     Raises:
         CheckpointError: the source is absent, ambiguous or damaged; tensors would be left over, are missing or
             misshapen (all are named); the target is there already, or cannot be written.
-        InputError: an unknown format, head, dtype or size.
+        InputError: an unknown format, head, dtype or size, or a model that KerasHub's classes cannot be.
     """
     opened = open_source(source, file_format=source_format, head=head)
     if dtype is not None and dtype not in CASTS:
         raise InputError(f"dtype is {dtype!r}, expected one of {', '.join(CASTS)}")
-    form = FORMATS.get(to)
-    if form is None:
-        raise InputError(f"the format is {to!r}, expected one of {', '.join(FORMATS)}")
+    if to not in NAMES:
+        raise InputError(f"the format is {to!r}, expected one of {', '.join(NAMES)}")
     tensors, entries = _plan(opened, to, dtype, allow_unused, allow_missing)
     stored = next(iter(tensors.values())).dtype.name
-    save = Save.prepare(
-        DistilBertConfig.from_dict(
-            opened.config.to_dict(), dtype=stored, architectures=[opened.family.class_name(opened.head)]
-        ),
-        tensors,
-        head=opened.head,
-        file_format=to,
-        max_shard_size=max_shard_size,
-        family=opened.family,
+    config = DistilBertConfig.from_dict(
+        opened.config.to_dict(), dtype=stored, architectures=[opened.family.class_name(opened.head)]
     )
     target = Path(target)
     if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not overwrite)):
         raise CheckpointError(f"{target}: is there already; choose another place, or overwrite it (--overwrite)")
-    travelling = [name for name in TOKENIZER_FILES if (opened.folder / name).is_file()]
-    weights = [*save.files, *([save.form.index_file] if save.is_sharded else [])]
-    files = (CONFIG_FILE, *weights, *travelling)
+    same = target.exists() and target.samefile(opened.folder)
+    if same and keras_hub.NAME in (to, opened.file_format) and to != opened.file_format:
+        raise CheckpointError(f"{target}: holds the source, whose config.json is of another kind; choose another place")
+    save: Save | keras_hub_writer.Preset
+    travelling: dict[str, bytes] = {}
+    if to == keras_hub.NAME:
+        save = keras_hub_writer.Preset.prepare(
+            config, tensors, head=opened.head, family=opened.family, tokenizer=_tokenizer(opened)
+        )
+    else:
+        save = Save.prepare(
+            config,
+            tensors,
+            head=opened.head,
+            file_format=to,
+            max_shard_size=max_shard_size,
+            family=opened.family,
+        )
+        travelling = _tokenizer_files(opened)
+    files = (*save.written, *travelling)
     if not dry_run:
-        same = target.exists() and target.samefile(opened.folder)
-        # Weights in other formats would be read instead of the new ones, but in place they are where these came from.
-        replaced = [save.form] if same else FORMATS.values()
-        older = {name for form in replaced for name in (form.filename, form.index_file)}
-        with _written(target, tuple(older.difference(weights))) as stage:
+        with _written(target, tuple(_older(target, to, opened.family, same).difference(files))) as stage:
             save.write(stage)
-            for name in () if same else travelling:
-                shutil.copyfile(opened.folder / name, stage / name)
+            for name, content in () if same else travelling.items():
+                (stage / name).write_bytes(content)
     return Report(opened.path, target, opened.file_format, to, opened.head, tuple(entries), files)
+
+
+def _tokenizer_files(source: Source) -> dict[str, bytes]:
+    """What is in the files of the source's tokenizer, by name."""
+    if source.file_format == keras_hub.NAME:
+        return keras_hub.tokenizer_files(source.folder, source.config)
+    present = [name for name in TOKENIZER_FILES if (source.folder / name).is_file()]
+    return {name: (source.folder / name).read_bytes() for name in present}
+
+
+def _tokenizer(source: Source) -> DistilBertTokenizer | None:
+    """The source's tokenizer, where it has one."""
+    if source.file_format == keras_hub.NAME:
+        return keras_hub.read_tokenizer(source.folder, source.config)
+    is_there = any((source.folder / name).is_file() for name in (TOKENIZER_FILE, VOCAB_FILE))
+    return DistilBertTokenizer.from_pretrained(source.folder) if is_there else None
+
+
+def _older(target: Path, to: str, family: Family, same: bool) -> set[str]:
+    """Names of files in the target that would be read instead of the new ones, or with them.
+
+    ``same`` says that the target is where the source lies.
+    """
+    # Weights in other formats would be read instead of the new ones, but in place they are where these came from.
+    forms = [FORMATS[to]] if same and to in FORMATS else FORMATS.values()
+    older = {name for form in forms for name in (form.filename, form.index_file)}
+    if to == keras_hub.NAME or keras_hub.is_preset(target, family):
+        older |= set(keras_hub.FILES)
+    return older
 
 
 def _plan(
     source: Source, to: str, dtype: str | None, allow_unused: Collection[str], allow_missing: Collection[str]
 ) -> tuple[dict[str, np.ndarray], list[Entry]]:
     """The target's tensors under canonical names, and what becomes of each."""
-    form = FORMATS[to]
+    layout = KERAS if to == keras_hub.NAME else FORMATS[to].layout
     listed = parameters(source.config, source.head, source.family)
     pairing = pair(source.tensors, listed, source=str(source.path), family=source.family)
     tensors: dict[str, np.ndarray] = {}
@@ -157,11 +199,11 @@ def _plan(
         if dtype is not None and value.dtype.kind in "fV":
             value = value.astype(DTYPES[dtype])
         tensors[row.name] = value
-        turned = form.layout.is_transposed(row)
+        turned = layout.is_transposed(row)
         entries.append(
             Entry(
                 source=name,
-                target=form.name(row, source.family),
+                target=KERAS.name(row) if to == keras_hub.NAME else FORMATS[to].name(row, source.family),
                 shape=row.shape[::-1] if turned else row.shape,
                 dtype=value.dtype.name,
                 is_transposed=name is not None and canonical_name(name)[1] != turned,
@@ -202,7 +244,7 @@ def _written(target: Path, superseded: tuple[str, ...]) -> Iterator[Path]:
     try:
         unfinished.mkdir(parents=True)
         yield unfinished
-        for path in (*unfinished.iterdir(), unfinished):
+        for path in (*unfinished.rglob("*"), unfinished):
             flush(path)
         unfinished.replace(target)
     except OSError as error:

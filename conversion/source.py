@@ -8,11 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
+from distilbert.conversion import keras_hub
 from distilbert.core.checkpoint import FORMATS, pair, read_format
 from distilbert.core.config import DistilBertConfig
 from distilbert.core.errors import CheckpointError, InputError
 from distilbert.core.files import current_file
+from distilbert.core.formats import keras
 from distilbert.core.spec import DISTILBERT, Family, get_head, parameters
+
+# What a checkpoint may be in, and what it may be converted to.
+NAMES = (*FORMATS, keras_hub.NAME)
 
 
 @dataclass(frozen=True)
@@ -31,10 +36,11 @@ class Source:
 def open_source(
     path: str | Path, *, file_format: str | None = None, head: str | None = None, family: Family = DISTILBERT
 ) -> Source:
-    """Open a folder with a checkpoint, or the file of weights in it.
+    """Open a folder with a checkpoint, or the file of weights in it; a KerasHub preset too.
 
     Args:
-        path: the folder or the file.
+        path: the folder or the file. Files of Keras 3 may have any name that ends as theirs do, and a ``.keras`` needs
+            no config beside it.
         file_format: which weights to take where the folder holds several.
         head: what they compute, where their names leave that open.
         family: what they belong to.
@@ -45,33 +51,49 @@ def open_source(
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
+    if file_format is not None and file_format not in NAMES:
+        raise InputError(f"the format is {file_format!r}, expected one of {', '.join(NAMES)}")
+    if path.exists() and path.suffix != keras.SUFFIX and keras_hub.is_preset(folder, family):
+        return _open_preset(folder, file_format, head, family)
     present = [name for name, form in FORMATS.items() if _holds(folder, form.filename, form.index_file)]
     if path.is_file():
         named = [name for name, form in FORMATS.items() if path.name in (form.filename, form.index_file)]
+        named = named or [name for name, form in FORMATS.items() if form.suffix and path.name.endswith(form.suffix)]
         if not named:
-            expected = ", ".join(form.filename for form in FORMATS.values())
+            expected = ", ".join(f"*{form.suffix}" if form.suffix else form.filename for form in FORMATS.values())
             raise CheckpointError(f"{path}: not a name that weights have, expected one of {expected}")
         present = named
     elif not path.exists():
         raise CheckpointError(f"{path}: no such file or folder")
     if file_format is not None:
-        if file_format not in FORMATS:
-            raise InputError(f"the format is {file_format!r}, expected one of {', '.join(FORMATS)}")
         present = [file_format] if file_format in present else []
     if not present:
-        wanted = [FORMATS[file_format]] if file_format else FORMATS.values()
-        raise CheckpointError(f"{path}: no weights there; expected {' or '.join(form.filename for form in wanted)}")
+        wanted = [file_format] if file_format else FORMATS
+        expected = " or ".join(FORMATS[name].filename if name in FORMATS else "a KerasHub preset" for name in wanted)
+        raise CheckpointError(f"{path}: no weights there; expected {expected}")
     if len(present) > 1:
         names = ", ".join(f"{name} ({FORMATS[name].filename})" for name in present)
         raise CheckpointError(f"{path}: holds weights in several formats, name the one to take: {names}")
-    config = DistilBertConfig.from_pretrained(folder)
-    found = read_format(folder, FORMATS[present[0]])
+    form = FORMATS[present[0]]
+    if path.is_file() and path.suffix == keras.SUFFIX:  # which brings its own
+        config = DistilBertConfig.from_dict(keras.read_config(path, family))
+    else:
+        config = DistilBertConfig.from_pretrained(folder)
+    found = (form.read(path), path) if path.is_file() and form.suffix else read_format(folder, form)
     assert found is not None
     tensors, weights = found
     if head is None:
         head = detect_head(tensors, config, str(weights), family)
     get_head(family, head)
     return Source(folder, weights, present[0], config, tensors, head, family)
+
+
+def _open_preset(folder: Path, file_format: str | None, head: str | None, family: Family) -> Source:
+    if file_format not in (None, keras_hub.NAME):
+        raise CheckpointError(f"{folder}: is a KerasHub preset, expected {FORMATS[str(file_format)].filename}")
+    opened = keras_hub.read(folder, family)
+    get_head(family, head or opened.head)
+    return Source(folder, opened.path, keras_hub.NAME, opened.config, opened.tensors, head or opened.head, family)
 
 
 def _holds(folder: Path, *filenames: str) -> bool:

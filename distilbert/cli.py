@@ -26,7 +26,6 @@ from rich.table import Table
 
 from distilbert import conversion
 from distilbert.core.backends import BACKENDS, choose_backend
-from distilbert.core.checkpoint import FORMATS
 from distilbert.core.errors import DistilBertError
 from distilbert.core.files import replace_file
 from distilbert.core.tokenizer import DistilBertTokenizer
@@ -60,7 +59,7 @@ Framework = StrEnum("Framework", list(BACKENDS))  # type: ignore[misc]
 
 
 # What weights are stored in.
-FileFormat = StrEnum("FileFormat", list(FORMATS))  # type: ignore[misc]
+FileFormat = StrEnum("FileFormat", list(conversion.NAMES))  # type: ignore[misc]
 SourceFormat = Annotated[
     FileFormat | None, typer.Option("--from", help="Which weights to take where SOURCE holds several formats.")
 ]
@@ -126,13 +125,15 @@ def run(
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A folder with a checkpoint, or its weights.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="A folder with a checkpoint or a KerasHub preset, or its weights.")
+    ],
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="The folder to write, all of it or nothing.")],
     to: Annotated[FileFormat, typer.Option(help="The format to write.")],
     source_format: SourceFormat = None,
     head: SourceHead = None,
     dtype: Annotated[str | None, typer.Option(help="Cast floats: float32, float16, bfloat16, float64.")] = None,
-    max_shard_size: Annotated[str, typer.Option(help="Larger weights are split.")] = "5GB",
+    max_shard_size: Annotated[str, typer.Option(help="Larger weights are split, but for Keras.")] = "5GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint in TARGET.")] = False,
     allow_unused: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A tensor to leave behind; may be repeated.")
@@ -143,7 +144,7 @@ def convert(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, write nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Convert weights between formats, bit for bit; config and tokenizer go along."""
+    """Convert weights between formats, Keras's and KerasHub's too, bit for bit; config and tokenizer go along."""
     with exit_statuses():
         report = conversion.convert(
             source,

@@ -47,6 +47,8 @@ def test_config_defaults_aliases_and_unknown_keys(tmp_path):
     [
         ({"dim": 10, "n_heads": 3}, "divisible"),
         ({"n_layers": -1}, "n_layers is -1"),
+        ({"n_layers": 10**9}, "n_layers is 1000000000, expected at most 10000"),
+        ({"num_labels": 10**9}, "num_labels is 1000000000, expected at most 1000000"),
         ({"vocab_size": 2.5}, "vocab_size"),
         ({"activation": "swash"}, "gelu_new"),
         ({"model_type": "bert"}, '"bert"'),

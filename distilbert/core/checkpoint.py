@@ -16,10 +16,11 @@ from distilbert.core import hub
 from distilbert.core.config import CONFIG_FILE, DistilBertConfig
 from distilbert.core.errors import CheckpointError, InputError
 from distilbert.core.files import current_file, replace_files
-from distilbert.core.formats import flax_msgpack, h5, safetensors, torch_bin, torch_bin_writer
+from distilbert.core.formats import flax_msgpack, h5, keras, safetensors, torch_bin, torch_bin_writer
 from distilbert.core.spec import (
     DISTILBERT,
     FLAX,
+    KERAS,
     TENSORFLOW,
     TORCH,
     Family,
@@ -41,6 +42,7 @@ class Owner:
 
     family: Family
     head: str
+    config: DistilBertConfig
     listed: tuple[Parameter, ...]
 
 
@@ -64,6 +66,14 @@ def _write_h5(path: Path, tensors: Tensors, owner: Owner, is_shard: bool) -> Non
 
 def _write_msgpack(path: Path, tensors: Tensors, owner: Owner, is_shard: bool) -> None:
     flax_msgpack.write(path, tensors)
+
+
+def _write_keras(path: Path, tensors: Tensors, owner: Owner, is_shard: bool) -> None:
+    keras.write_archive(path, tensors, owner.listed, owner.family, owner.head, owner.config)
+
+
+def _write_keras_weights(path: Path, tensors: Tensors, owner: Owner, is_shard: bool) -> None:
+    keras.write_weights(path, tensors, owner.listed, owner.family)
 
 
 def _keras_scope(owner: Owner) -> str:
@@ -93,6 +103,8 @@ class Format:
     is_always_prefixed: bool = False  # the encoder's names, in a bare encoder too
     from_index: Callable[[str], str] = str  # from a name in the index of a sharded checkpoint to that in the shard
     to_index: Callable[[str, Owner], str] = lambda name, owner: name
+    suffix: str = ""  # where users choose the name, what such a file's ends in
+    is_one_file: bool = False  # however large
 
     @property
     def index_file(self) -> str:
@@ -134,12 +146,17 @@ FORMATS = {
         to_index=lambda name, owner: h5.scoped_name(name, _keras_scope(owner)),
     ),
     "msgpack": Format("flax_model.msgpack", flax_msgpack.read, _write_msgpack, FLAX),
+    "keras": Format("model.keras", keras.read_archive, _write_keras, KERAS, suffix=keras.SUFFIX, is_one_file=True),
+    "keras-weights": Format(
+        "model.weights.h5", keras.read_weights, _write_keras_weights, KERAS, suffix=".weights.h5", is_one_file=True
+    ),
 }
 
 # Wrappers that training scripts leave behind.
 WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
-# Counters that old versions stored beside the parameters. They hold nothing that was learned.
-NOT_PARAMETERS = re.compile(r"\.position_ids$")
+# Counters that old versions stored beside the parameters, and in Keras's files the state of training. They hold nothing
+# that the model computes with.
+NOT_PARAMETERS = re.compile(r"\.position_ids$|\b(optimizer|seed_generator)\.(\w+\.)*vars\.\d+$")
 
 
 @dataclass
@@ -408,8 +425,10 @@ class Save:
         if form is None or form.write is None:
             writable = [name for name, entry in FORMATS.items() if entry.write is not None]
             raise InputError(f"the format is {file_format!r}, expected one of {', '.join(writable)}")
-        owner = Owner(family, head, parameters(config, head, family))
-        shards = _split(form.arrange(tensors, owner), _bytes(max_shard_size))
+        owner = Owner(family, head, config, parameters(config, head, family))
+        limit = _bytes(max_shard_size)
+        arranged = form.arrange(tensors, owner)
+        shards = [arranged] if form.is_one_file else _split(arranged, limit)
         filenames = [form.shard_file(number, len(shards)) for number in range(1, len(shards) + 1)]
         if len(shards) == 1:
             filenames = [form.filename]
@@ -419,6 +438,11 @@ class Save:
     def is_sharded(self) -> bool:
         """Whether there are several files and an index."""
         return len(self.files) > 1
+
+    @property
+    def written(self) -> list[str]:
+        """What is written, by name."""
+        return [CONFIG_FILE, *self.files, *([self.form.index_file] if self.is_sharded else [])]
 
     def write(self, folder: Path) -> None:
         """Write everything into an empty folder, one tensor at a time."""
@@ -454,9 +478,10 @@ def write_checkpoint(
         config: written as ``config.json``.
         tensors: by canonical name, in PyTorch's orientation; tied parameters left out.
         head: the spec's name for what the model computes.
-        file_format: ``"safetensors"``, or as transformers 4 wrote it ``"h5"`` for TensorFlow, ``"msgpack"`` for Flax.
+        file_format: ``"safetensors"``, or as transformers 4 wrote it ``"h5"`` for TensorFlow, ``"msgpack"`` for Flax;
+            ``"keras"`` and ``"keras-weights"`` as Keras 3 does for our classes.
         max_shard_size: bytes, or a text such as ``"500MB"``. Weights above it are split into several files
-            with an index; a tensor larger than that has a file of its own.
+            with an index; a tensor larger than that has a file of its own. Keras 3's are always one file.
         family: what the parameters belong to.
 
     Returns:

@@ -16,6 +16,9 @@ from distilbert.core.files import replace_files
 CONFIG_FILE = "config.json"
 ACTIVATIONS = ("gelu", "relu", "silu", "gelu_new")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+# A config may come from anywhere: beyond these, listing the parameters or the labels alone would fill the memory.
+MAX_LAYERS = 10_000
+MAX_LABELS = 1_000_000
 # Names that other models use for the same thing: accepted on the way in, readable, never written.
 ALIASES = {
     "hidden_size": "dim",
@@ -161,6 +164,8 @@ class DistilBertConfig:
     def num_labels(self, count: int) -> None:
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise ConfigError(f"config: num_labels is {count!r}, expected an integer of at least 1")
+        if count > MAX_LABELS:
+            raise ConfigError(f"config: num_labels is {count}, expected at most {MAX_LABELS}")
         self.id2label = numbered_labels(count)
         self.label2id = {label: index for index, label in self.id2label.items()}
 
@@ -178,6 +183,8 @@ class DistilBertConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"config: {name} is {value!r}, expected an integer of at least 1")
+        if self.n_layers > MAX_LAYERS:
+            raise ConfigError(f"config: n_layers is {self.n_layers}, expected at most {MAX_LAYERS}")
         for name in ("dropout", "attention_dropout", "qa_dropout", "seq_classif_dropout"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 <= value <= 1:
@@ -284,7 +291,13 @@ class DistilBertConfig:
         )
         if path is None:
             raise CheckpointError(f"{name_or_path}: no {CONFIG_FILE} there; expected a folder with a saved model")
-        return cls.from_dict(hub.read_json(path), **overrides)
+        values = hub.read_json(path)
+        if "registered_name" in values:  # Keras's own: another kind of config of the same name
+            raise ConfigError(
+                f"{path}: is a config of Keras's {values['registered_name']!r:.80}, expected one of {cls.model_type}; "
+                "turn a KerasHub preset into a checkpoint with `distilbert convert`"
+            )
+        return cls.from_dict(values, **overrides)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``config.json`` into ``folder`` (made if absent), whole or not at all.

@@ -21,9 +21,9 @@ SUPERSEDED = ".superseded"
 
 
 def current_file(folder: Path, filename: str) -> Path:
-    """Where ``filename`` of ``folder`` is to be read: in place, or in a save that a crash cut short."""
+    """Where ``filename``, a path in ``folder``, is to be read: in place, or in a save that a crash cut short."""
     committed = folder / COMMITTED / filename
-    if committed.is_file() or committed.with_name(filename + SUPERSEDED).is_file():
+    if committed.is_file() or (folder / COMMITTED / f"{filename}{SUPERSEDED}").is_file():
         return committed
     return folder / filename
 
@@ -50,10 +50,12 @@ def replace_files(folder: str | Path, superseded: tuple[str, ...] = ()) -> Itera
         _finish(folder)
         stage = Path(tempfile.mkdtemp(prefix=".unfinished-save-", dir=folder))
         yield stage
-        for path in stage.iterdir():
+        for path in stage.rglob("*"):
             flush(path)
         for filename in superseded:
-            (stage / f"{filename}{SUPERSEDED}").touch()
+            marker = stage / f"{filename}{SUPERSEDED}"
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            marker.touch()
         flush(stage)
         stage.rename(folder / COMMITTED)
         flush(folder)
@@ -76,13 +78,15 @@ def _finish(folder: Path) -> None:
     committed = folder / COMMITTED
     if not committed.is_dir():
         return
-    for path in list(committed.iterdir()):
+    for path in [path for path in committed.rglob("*") if not path.is_dir()]:
+        final = folder / path.relative_to(committed)
         if path.name.endswith(SUPERSEDED):
-            (folder / path.name.removesuffix(SUPERSEDED)).unlink(missing_ok=True)
+            final.with_name(path.name.removesuffix(SUPERSEDED)).unlink(missing_ok=True)
             path.unlink()
         else:
-            path.replace(folder / path.name)
-    committed.rmdir()
+            final.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(final)
+    shutil.rmtree(committed)  # what folders it had are empty
     flush(folder)
 
 

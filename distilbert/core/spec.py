@@ -36,7 +36,7 @@ class Row:
 
     ``path`` is relative to the section it stands in. ``axes`` are the dimensions of the first parameter in
     the order PyTorch stores them, each a config field, ``"attention_size"`` (what pruning leaves of the
-    hidden size) or a fixed number.
+    hidden size) or a fixed number. ``keras_hub`` is where KerasHub keeps the layer, from its section there.
     """
 
     role: str
@@ -44,24 +44,36 @@ class Row:
     kinds: tuple[Kind, ...]
     axes: tuple[str | int, ...]
     tied_to: str | None = None
+    keras_hub: str | None = None
 
 
-def linear(role: str, path: str, size_in: str | int, size_out: str | int, tied_to: str | None = None) -> Row:
+def linear(
+    role: str,
+    path: str,
+    size_in: str | int,
+    size_out: str | int,
+    tied_to: str | None = None,
+    keras_hub: str | None = None,
+) -> Row:
     """A row for a dense layer: a weight (out, in) and a bias (out,)."""
-    return Row(role, path, (Kind.WEIGHT, Kind.BIAS), (size_out, size_in), tied_to)
+    return Row(role, path, (Kind.WEIGHT, Kind.BIAS), (size_out, size_in), tied_to, keras_hub)
 
 
-def norm(role: str, path: str) -> Row:
+def norm(role: str, path: str, keras_hub: str | None = None) -> Row:
     """A row for a layer norm over the hidden size."""
-    return Row(role, path, (Kind.NORM_SCALE, Kind.NORM_BIAS), ("hidden_size",))
+    return Row(role, path, (Kind.NORM_SCALE, Kind.NORM_BIAS), ("hidden_size",), keras_hub=keras_hub)
 
 
 @dataclass(frozen=True)
 class Head:
-    """What a task adds to the encoder: its class is named after the family and ``suffix``."""
+    """What a task adds to the encoder: its class is named after the family and ``suffix``.
+
+    KerasHub's class is named after the family and ``keras_hub``, where it has one.
+    """
 
     suffix: str
     rows: tuple[Row, ...]
+    keras_hub: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,8 +93,8 @@ class Family:
         return self.stem + self.heads[head].suffix
 
 
-_PRE_CLASSIFIER = linear("pre_classifier", "pre_classifier", "hidden_size", "hidden_size")
-_CLASSIFIER = linear("classifier", "classifier", "hidden_size", "num_labels")
+_PRE_CLASSIFIER = linear("pre_classifier", "pre_classifier", "hidden_size", "hidden_size", keras_hub="dense")
+_CLASSIFIER = linear("classifier", "classifier", "hidden_size", "num_labels", keras_hub="dense_1")
 
 DISTILBERT = Family(
     stem="DistilBert",
@@ -90,31 +102,77 @@ DISTILBERT = Family(
     embeddings_path="embeddings",
     layer_path="transformer.layer.{}",
     embeddings=(
-        Row("words", "word_embeddings", (Kind.WORD_EMBEDDING,), ("vocab_size", "hidden_size")),
-        Row("positions", "position_embeddings", (Kind.EMBEDDING,), ("max_position_embeddings", "hidden_size")),
-        norm("norm", "LayerNorm"),
+        Row(
+            "words",
+            "word_embeddings",
+            (Kind.WORD_EMBEDDING,),
+            ("vocab_size", "hidden_size"),
+            keras_hub="token_and_position_embedding/token_embedding",
+        ),
+        Row(
+            "positions",
+            "position_embeddings",
+            (Kind.EMBEDDING,),
+            ("max_position_embeddings", "hidden_size"),
+            keras_hub="token_and_position_embedding/position_embedding",
+        ),
+        norm("norm", "LayerNorm", keras_hub="layer_normalization"),
     ),
     layer=(
-        linear("query", "attention.q_lin", "hidden_size", "attention_size"),
-        linear("key", "attention.k_lin", "hidden_size", "attention_size"),
-        linear("value", "attention.v_lin", "hidden_size", "attention_size"),
-        linear("attention_out", "attention.out_lin", "attention_size", "hidden_size"),
-        norm("attention_norm", "sa_layer_norm"),
-        linear("feed_forward_in", "ffn.lin1", "hidden_size", "intermediate_size"),
-        linear("feed_forward_out", "ffn.lin2", "intermediate_size", "hidden_size"),
-        norm("feed_forward_norm", "output_layer_norm"),
+        linear(
+            "query", "attention.q_lin", "hidden_size", "attention_size", keras_hub="_self_attention_layer/query_dense"
+        ),
+        linear("key", "attention.k_lin", "hidden_size", "attention_size", keras_hub="_self_attention_layer/key_dense"),
+        linear(
+            "value", "attention.v_lin", "hidden_size", "attention_size", keras_hub="_self_attention_layer/value_dense"
+        ),
+        linear(
+            "attention_out",
+            "attention.out_lin",
+            "attention_size",
+            "hidden_size",
+            keras_hub="_self_attention_layer/output_dense",
+        ),
+        norm("attention_norm", "sa_layer_norm", keras_hub="_self_attention_layer_norm"),
+        linear(
+            "feed_forward_in",
+            "ffn.lin1",
+            "hidden_size",
+            "intermediate_size",
+            keras_hub="_feedforward_intermediate_dense",
+        ),
+        linear(
+            "feed_forward_out", "ffn.lin2", "intermediate_size", "hidden_size", keras_hub="_feedforward_output_dense"
+        ),
+        norm("feed_forward_norm", "output_layer_norm", keras_hub="_feedforward_layer_norm"),
     ),
     heads={
-        "base": Head("Model", ()),
+        "base": Head("Model", (), keras_hub="Backbone"),
         "masked-lm": Head(
             "ForMaskedLM",
             (
-                linear("transform", "vocab_transform", "hidden_size", "hidden_size"),
-                norm("transform_norm", "vocab_layer_norm"),
-                linear("decoder", "vocab_projector", "hidden_size", "vocab_size", tied_to="words"),
+                linear(
+                    "transform",
+                    "vocab_transform",
+                    "hidden_size",
+                    "hidden_size",
+                    keras_hub="masked_lm_head/_intermediate_dense",
+                ),
+                norm("transform_norm", "vocab_layer_norm", keras_hub="masked_lm_head/_intermediate_layer_norm"),
+                linear(
+                    "decoder",
+                    "vocab_projector",
+                    "hidden_size",
+                    "vocab_size",
+                    tied_to="words",
+                    keras_hub="masked_lm_head",
+                ),
             ),
+            keras_hub="MaskedLM",
         ),
-        "sequence-classification": Head("ForSequenceClassification", (_PRE_CLASSIFIER, _CLASSIFIER)),
+        "sequence-classification": Head(
+            "ForSequenceClassification", (_PRE_CLASSIFIER, _CLASSIFIER), keras_hub="TextClassifier"
+        ),
         "multiple-choice": Head(
             "ForMultipleChoice", (_PRE_CLASSIFIER, linear("classifier", "classifier", "hidden_size", 1))
         ),
@@ -168,6 +226,9 @@ TENSORFLOW = Layout(
 )
 # What Keras 3's own layers call their variables. Only in transformers' files is one table no Keras embedding.
 KERAS = replace(TENSORFLOW, leaves=TENSORFLOW.leaves | {Kind.WORD_EMBEDDING: "embeddings"})
+# Keras's own files call a layer by its class, which its first kind decides, or that its weight belongs to another.
+KERAS_CLASSES = dict.fromkeys(_EMBEDDINGS, "embedding") | {Kind.WEIGHT: "dense", Kind.NORM_SCALE: "layer_normalization"}
+KERAS_TIED_CLASS = "tied_dense"
 FLAX = Layout(
     separator="/",
     layer_number="/{}",
@@ -218,6 +279,7 @@ class Parameter:
     axes: tuple[str | int, ...]
     shape: tuple[int, ...]
     tied_to: str | None = None
+    keras_hub: str | None = None  # of the module, from KerasHub's section
 
     @property
     def name(self) -> str:
@@ -272,6 +334,7 @@ def _expand(row: Row, section: str, path: str, layer: int | None, config: Distil
             axes=axes,
             shape=tuple(dimension(axis, config, layer) for axis in axes),
             tied_to=row.tied_to if kind is Kind.WEIGHT and config.tie_word_embeddings else None,
+            keras_hub=row.keras_hub,
         )
 
 

@@ -197,8 +197,10 @@ class PreTrainedModel(FromSpec, keras.Model):
 
         Args:
             folder: where to; made if absent.
-            format: ``"safetensors"``, or ``"h5"`` for the TensorFlow classes of transformers 4.
-            max_shard_size: bytes or a text such as ``"200MB"``; larger weights are split, with an index.
+            format: ``"safetensors"``; ``"h5"`` for the TensorFlow classes of transformers 4; ``"keras"`` or
+                ``"keras-weights"`` for ``model.keras`` or ``model.weights.h5``.
+            max_shard_size: bytes or a text such as ``"200MB"``; larger weights are split, with an index, but not
+                those for Keras.
 
         Returns:
             The files written.

@@ -41,7 +41,7 @@ def _read(file: hdf5.File) -> dict[str, np.ndarray]:
         if isinstance(item, hdf5.Group):
             layers[full] = item
             if not full and not _has_list(item, b"layer_names"):
-                raise ValueError("it has no layer_names; a .weights.h5 of Keras 3 is loaded with model.load_weights")
+                raise ValueError("it has no layer_names; is it of Keras 3? Then its name ends in .weights.h5")
             continue
         layer, _, below = full.partition("/")
         is_listed = layer in layers and _has_list(layers[layer], b"weight_names")
@@ -71,7 +71,7 @@ def scope(class_name: str) -> str:
 
 def _has_list(group: hdf5.Group, attribute: bytes) -> bool:
     """Whether there is a list of names. It is not read: the names are in the file anyway, the list may be damaged."""
-    return bool({attribute, attribute + b"0"} & group.attributes)
+    return attribute in group.attributes or attribute + b"0" in group.attributes
 
 
 def write(path: Path, layers: Mapping[str, Mapping[str, np.ndarray]], scope: str) -> None:

@@ -1,6 +1,6 @@
 """Finding the arrays of an HDF5 file without the HDF5 library, which a damaged file can crash or hang.
 
-What HDF5 writes by default, and Keras 2 with it, is a small part of the format: groups listed in version 1 B-trees,
+What HDF5 writes by default, and Keras with it, is a small part of the format: groups listed in version 1 B-trees,
 version 1 object headers, arrays in one piece. That part is read here, and all else is refused. Format:
 https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html; Roman numerals below are its sections.
 
@@ -18,10 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from distilbert.core.formats import DTYPES
+
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 ABSENT = (1 << 64) - 1  # an address of nothing
 MAX_DEPTH = 32
-MAX_NAME = 256  # of one link, bytes
+MAX_NAME = 256  # of one link or text, bytes
 
 # Types of message in an object header (IV.A.2)
 SPACE, LINK_INFO, TYPE, LINK, OTHER_FILES, LAYOUT, FILTERS, ATTRIBUTE, MORE, GROUP = 1, 2, 3, 6, 7, 8, 11, 12, 16, 17
@@ -46,17 +48,21 @@ TYPES = {
 }
 
 
+# Classes of types (IV.A.2.d), and which kind of variable length is a text
+TEXT, OPAQUE, VARIABLE, IS_TEXT = 3, 5, 9, 1
+
+
 @dataclass
 class Group:
     """What a file says of one group, besides what is in it."""
 
-    attributes: frozenset[bytes]  # names only
+    attributes: dict[bytes, bytes]  # as stored: see ``File.text``
 
 
 @dataclass
 class _Object:
     messages: dict[int, bytes] = field(default_factory=dict)
-    attributes: set[bytes] = field(default_factory=set)
+    attributes: dict[bytes, bytes] = field(default_factory=dict)
     array: np.ndarray | None = None
 
 
@@ -74,13 +80,14 @@ class File:
         self.data = memoryview(data)  # type: ignore[arg-type]
         self.allowance = len(data)
         self.visited: set[int] = set()
+        self.heaps: dict[int, dict[int, tuple[int, int]]] = {}
         if self.part(0, 8) != SIGNATURE:
             raise ValueError("it does not begin as one")
         if len(data) < 96 or data[8] or data[13] != 8 or data[14] != 8:  # superblock (II.A): version, two sizes
-            raise ValueError("its layout is not the one that Keras 2 and h5py write by default")
+            raise ValueError("its layout is not the one that Keras and h5py write by default")
         base, _, end, driver = self.unpack("<4Q", 24)
         if base or driver != ABSENT:
-            raise ValueError("its layout is not the one that Keras 2 and h5py write by default")
+            raise ValueError("its layout is not the one that Keras and h5py write by default")
         if end > len(data):
             raise ValueError(f"it should be {end} bytes long and is {len(data)}; download it again")
         (self.root,) = self.unpack("<Q", 64)
@@ -101,12 +108,12 @@ class File:
                 self.once(address, f"group {name!r:.80}")
                 if depth > MAX_DEPTH:
                     raise ValueError(f"its groups are nested deeper than {MAX_DEPTH}")
-                yield name, Group(frozenset(found.attributes))
+                yield name, Group(found.attributes)
                 below = [(f"{name}/{key}".lstrip("/"), at, depth + 1) for key, at in self.links(found.messages[GROUP])]
                 pending += reversed(below)
             else:
                 if found.array is None:
-                    found.array = self.array(found.messages, name)
+                    found.array = self.array(found, name)
                     self.spend(found.array.nbytes)
                 yield name, found.array
 
@@ -136,7 +143,7 @@ class File:
         """The header of a group or an array (IV.A.1.a)."""
         version, size = self.unpack("<B7xI4x", address)
         if version != 1:
-            raise ValueError("an object's header is damaged, or newer than Keras 2 writes")
+            raise ValueError("an object's header is damaged, or newer than Keras writes")
         found = _Object()
         blocks = [(address + 16, size)]
         while blocks:
@@ -151,7 +158,7 @@ class File:
                     blocks.append(struct.unpack_from("<2Q", content))
                 elif kind == ATTRIBUTE and size >= 9:
                     start = 9 if content[0] == 3 else 8  # version 3 has one byte more
-                    found.attributes.add(content[start : start + MAX_NAME].partition(b"\0")[0])
+                    found.attributes[content[start : start + MAX_NAME].partition(b"\0")[0]] = content
                 elif kind in READ:
                     found.messages[kind] = b"" if flags & 2 else content  # 2: kept elsewhere, as named types are
         return found
@@ -194,14 +201,62 @@ class File:
             raise ValueError(f"it holds the name {text!r:.80}, expected a plain and short one")
         return text
 
-    def array(self, messages: dict[int, bytes], name: str) -> np.ndarray:
+    def text(self, attributes: dict[bytes, bytes], name: bytes) -> str | None:
+        """The one text that an attribute holds (IV.A.2.m); None where there is no such attribute."""
+        message = attributes.get(name)
+        if message is None:
+            return None
+        version, flags, *sizes = struct.unpack_from("<BB3H", message)
+        if version not in (1, 2, 3) or (version > 1 and flags):  # flags: its type or shape is kept elsewhere
+            raise ValueError(f"its attribute {name!r:.80} is damaged, or newer than Keras writes")
+        parts, position = [], 9 if version == 3 else 8
+        for size in sizes:  # the name, the type and the shape, which version 1 pads
+            parts.append(message[position : position + size])
+            position += size + (-size % 8 if version == 1 else 0)
+        _, kind, space = parts
+        if len(kind) < 8 or len(space) < 2 or space[1]:
+            raise ValueError(f"its attribute {name!r:.80} is not one text")
+        (size,) = struct.unpack_from("<I", kind, 4)
+        value = message[position : position + size]
+        if len(value) == size and kind[0] & 15 == TEXT:
+            return value[:MAX_NAME].rstrip(b"\0 ").decode("utf-8", errors="replace")
+        if len(value) == size == 16 and kind[0] & 15 == VARIABLE and kind[1] & 15 == IS_TEXT:
+            length, heap, number = struct.unpack("<IQI", value)
+            start, available = self.heap(heap).get(number, (0, 0)) if length else (0, 0)
+            if length > min(available, MAX_NAME):
+                raise ValueError(f"its attribute {name!r:.80} is damaged, or longer than {MAX_NAME} bytes")
+            return self.part(start, length).rstrip(b"\0").decode("utf-8", errors="replace")
+        raise ValueError(f"its attribute {name!r:.80} is not one text")
+
+    def heap(self, address: int) -> dict[int, tuple[int, int]]:
+        """Where the texts of a list of them lie, by number, and how long they are (III.E)."""
+        if address not in self.heaps:
+            signature, version, size = self.unpack("<4sB3xQ", address)
+            if signature != b"GCOL" or version != 1 or address + size > len(self.data):
+                raise ValueError("a list of texts is damaged")
+            self.spend(max(size, 16))
+            self.heaps[address] = {}
+            position, end = address + 16, address + size
+            while position + 16 <= end:
+                number, length = self.unpack("<H6xQ", position)
+                if not number or position + 16 + length > end:  # 0: what is left is free
+                    break
+                self.heaps[address].setdefault(number, (position + 16, length))
+                position += 16 + length + -length % 8
+        return self.heaps[address]
+
+    def array(self, found: _Object, name: str) -> np.ndarray:
         """The values of an array: a view of the file (IV.A.2.b, d and i)."""
+        messages = found.messages
         if not messages.keys() >= {SPACE, TYPE, LAYOUT}:
             if LINK_INFO in messages or LINK in messages:
-                raise ValueError(f"{name:.80} is a link, maybe to another file, or a group newer than Keras 2 writes")
+                raise ValueError(f"{name:.80} is a link, maybe to another file, or a group newer than Keras writes")
             raise ValueError(f"{name:.80} is neither a group nor an array")
         space, layout = messages[SPACE], messages[LAYOUT]
-        dtype = next((known for code, known in TYPES.items() if messages[TYPE].startswith(code)), None)
+        kind = messages[TYPE]
+        dtype = next((known for code, known in TYPES.items() if kind.startswith(code)), None)
+        if len(kind) >= 8 and kind[0] & 15 == OPAQUE and self.text(found.attributes, b"dtype") == "bfloat16":
+            dtype = DTYPES["bfloat16"] if kind[4:8] == b"\2\0\0\0" else None  # HDF5 has no such type, Keras says it
         if dtype is None:
             raise ValueError(f"{name:.80} has a type that weights do not have, expected integers or floats")
         start = {1: 8, 2: 4}.get(space[0] if len(space) >= 4 else 0, 0)

@@ -15,7 +15,6 @@ import io
 import math
 import pickletools
 import sys
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,11 @@ from typing import Any
 import numpy as np
 
 from distilbert.core.errors import CheckpointError
-from distilbert.core.formats import DTYPES, map_file
+from distilbert.core.formats import DTYPES, map_file, stored_zip
 
-# A pickle takes about 150 bytes per tensor. The limit bounds the time and memory that a hostile one can cost;
-# it holds for a zip file's table of contents too.
+# A pickle takes about 150 bytes per tensor. The limit bounds the time and memory that a hostile one can cost.
 MAX_PICKLE = 1_000_000
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-ENCRYPTED = 0x1  # flag of a zip entry
 
 STORAGES = {
     **{"torch.BoolStorage": "bool", "torch.ByteStorage": "uint8", "torch.CharStorage": "int8"},
@@ -86,7 +83,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     """Read a state dict as ``torch.save`` wrote it, bare or under ``"state_dict"``."""
     data = map_file(path)
     try:
-        zipped = data[:4].tobytes() == b"PK\x03\x04"
+        zipped = data[:4].tobytes() == stored_zip.HEADER
         content, storages = _read_zip(path, data) if zipped else _read_legacy(data)
         return _read_tensors(content, storages)
     except _RefusedError as error:
@@ -102,37 +99,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
         ) from error
 
 
-class _SmallReads(io.FileIO):
-    """Keeps ``zipfile`` from parsing gigabytes of table of contents."""
-
-    def read(self, size: int | None = -1, /) -> Any:
-        if size is not None and size > MAX_PICKLE:
-            raise zipfile.BadZipFile(f"a table of contents of {size} bytes")
-        return super().read(size)
-
-
 def _read_zip(path: Path, data: np.ndarray) -> tuple[object, dict[str, np.ndarray]]:
-    try:
-        with _SmallReads(path) as file, zipfile.ZipFile(file) as archive:
-            entries = archive.infolist()
-    except Exception as error:  # zipfile meets damage with half a dozen types of exception
-        raise ValueError(f"the file is incomplete or damaged ({error})") from error
-
-    files: dict[str, np.ndarray] = {}
-    for entry in entries:
-        name = entry.filename
-        if entry.flag_bits & ENCRYPTED or entry.compress_type != zipfile.ZIP_STORED:
-            raise ValueError(f"its entry {name!r:.80} is compressed or encrypted, as torch.save never does")
-        # zipfile would copy the entry; for a view, skip the local header and what varies in length after it
-        header = data[entry.header_offset :][:30].tobytes()
-        varying = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:], "little")
-        start = entry.header_offset + 30 + varying
-        end = start + entry.compress_size
-        damaged = header[:4] != b"PK\x03\x04" or end > len(data) or entry.file_size != entry.compress_size
-        if damaged or name in files:
-            raise ValueError(f"its entry {name!r:.80} is damaged, or there twice")
-        files[name] = data[start:end]
-
+    files = stored_zip.entries(path, data)
     roots = [name.removesuffix("data.pkl") for name in files if name.endswith("/data.pkl")]
     if len(roots) != 1:
         raise ValueError(f"it is a zip file with {len(roots)} files called data.pkl")

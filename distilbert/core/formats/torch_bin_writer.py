@@ -16,11 +16,11 @@ import numpy as np
 
 from distilbert.core.errors import CheckpointError
 from distilbert.core.formats import forget, pieces
+from distilbert.core.formats.stored_zip import FIRST_TIME
 from distilbert.core.formats.torch_bin import STORAGES
 
 NAMES_BY_DTYPE = {dtype: name for name, dtype in STORAGES.items() if name != "torch.storage.UntypedStorage"}
 FOLDER = "pytorch_model"
-FIRST_TIME = (1980, 1, 1, 0, 0, 0)  # so that equal weights make equal files
 EMPTY_DICT = b"ccollections\nOrderedDict\n)R"
 
 
