@@ -70,14 +70,14 @@ def _is_of(described: Mapping[str, Any], family: Family, kind: str) -> bool:
     return described.get("registered_name") in [f"{package}>{family.stem}{kind}" for package in PACKAGES]
 
 
-def places(listed: Iterable[Parameter]) -> Iterator[tuple[Parameter, str, str]]:
+def places(listed: Iterable[Parameter], family: Family) -> Iterator[tuple[Parameter, str, str]]:
     """Each parameter with values of its own, the file it is in, and its variable's place there."""
     for _, group in groupby(listed, key=lambda row: (row.section, row.layer, row.path)):
         own = [row for row in group if row.tied_to is None]
         for index, row in enumerate(own):
             section = "layers" if row.layer is None else f"layers/{keras.numbered('transformer_encoder', row.layer)}"
             file = TASK_WEIGHTS_FILE if row.section == "head" else WEIGHTS_FILE
-            yield row, file, f"{section}/{row.keras_hub}/vars/{index}"
+            yield row, file, f"{section}/{family.keras_hub[row.role]}/vars/{index}"
 
 
 def shape(row: Parameter, config: DistilBertConfig) -> tuple[int, ...]:
@@ -121,12 +121,13 @@ def read(folder: Path, family: Family) -> Opened:
     task_weights = current_file(folder, TASK_WEIGHTS_FILE)
     if task_weights.is_file():
         files.append(task_weights)
-    return Opened(path, config, head, _tensors(files, config, parameters(config, head, family)))
+    return Opened(path, config, head, _tensors(files, config, head, family))
 
 
-def _tensors(files: list[Path], config: DistilBertConfig, listed: Iterable[Parameter]) -> dict[str, np.ndarray]:
+def _tensors(files: list[Path], config: DistilBertConfig, head: str, family: Family) -> dict[str, np.ndarray]:
     """What the files hold: parameters in the shape and under the name that Keras has for ours, the rest as it is."""
-    known = {(file == TASK_WEIGHTS_FILE, _public(place)): row for row, file, place in places(listed)}
+    listed = parameters(config, head, family)
+    known = {(file == TASK_WEIGHTS_FILE, _public(place)): row for row, file, place in places(listed, family)}
     tensors: dict[str, np.ndarray] = {}
     for file in files:
         try:

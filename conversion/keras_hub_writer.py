@@ -72,7 +72,7 @@ class Preset:
             _check_tokenizer(tokenizer, config)
         weights: dict[str, list[tuple[str, None, np.ndarray]]] = {}
         size = 0
-        for row, file, place in places(parameters(config, head, family)):
+        for row, file, place in places(parameters(config, head, family), family):
             tensor = tensors[row.name].T if KERAS.is_transposed(row) else tensors[row.name]
             weights.setdefault(file, []).append((place, None, tensor.reshape(shape(row, config))))
             size += tensor.size if file == WEIGHTS_FILE else 0

@@ -36,7 +36,7 @@ class Row:
 
     ``path`` is relative to the section it stands in. ``axes`` are the dimensions of the first parameter in
     the order PyTorch stores them, each a config field, ``"attention_size"`` (what pruning leaves of the
-    hidden size) or a fixed number. ``keras_hub`` is where KerasHub keeps the layer, from its section there.
+    hidden size) or a fixed number.
     """
 
     role: str
@@ -44,24 +44,16 @@ class Row:
     kinds: tuple[Kind, ...]
     axes: tuple[str | int, ...]
     tied_to: str | None = None
-    keras_hub: str | None = None
 
 
-def linear(
-    role: str,
-    path: str,
-    size_in: str | int,
-    size_out: str | int,
-    tied_to: str | None = None,
-    keras_hub: str | None = None,
-) -> Row:
+def linear(role: str, path: str, size_in: str | int, size_out: str | int, tied_to: str | None = None) -> Row:
     """A row for a dense layer: a weight (out, in) and a bias (out,)."""
-    return Row(role, path, (Kind.WEIGHT, Kind.BIAS), (size_out, size_in), tied_to, keras_hub)
+    return Row(role, path, (Kind.WEIGHT, Kind.BIAS), (size_out, size_in), tied_to)
 
 
-def norm(role: str, path: str, keras_hub: str | None = None) -> Row:
+def norm(role: str, path: str) -> Row:
     """A row for a layer norm over the hidden size."""
-    return Row(role, path, (Kind.NORM_SCALE, Kind.NORM_BIAS), ("hidden_size",), keras_hub=keras_hub)
+    return Row(role, path, (Kind.NORM_SCALE, Kind.NORM_BIAS), ("hidden_size",))
 
 
 @dataclass(frozen=True)
@@ -87,14 +79,15 @@ class Family:
     embeddings: tuple[Row, ...]
     layer: tuple[Row, ...]
     heads: dict[str, Head]
+    keras_hub: dict[str, str]  # by role, where KerasHub keeps a module, from its section there
 
     def class_name(self, head: str) -> str:
         """What the PyTorch class is called, in ``architectures`` too; the others' names have a prefix."""
         return self.stem + self.heads[head].suffix
 
 
-_PRE_CLASSIFIER = linear("pre_classifier", "pre_classifier", "hidden_size", "hidden_size", keras_hub="dense")
-_CLASSIFIER = linear("classifier", "classifier", "hidden_size", "num_labels", keras_hub="dense_1")
+_PRE_CLASSIFIER = linear("pre_classifier", "pre_classifier", "hidden_size", "hidden_size")
+_CLASSIFIER = linear("classifier", "classifier", "hidden_size", "num_labels")
 
 DISTILBERT = Family(
     stem="DistilBert",
@@ -102,82 +95,59 @@ DISTILBERT = Family(
     embeddings_path="embeddings",
     layer_path="transformer.layer.{}",
     embeddings=(
-        Row(
-            "words",
-            "word_embeddings",
-            (Kind.WORD_EMBEDDING,),
-            ("vocab_size", "hidden_size"),
-            keras_hub="token_and_position_embedding/token_embedding",
-        ),
-        Row(
-            "positions",
-            "position_embeddings",
-            (Kind.EMBEDDING,),
-            ("max_position_embeddings", "hidden_size"),
-            keras_hub="token_and_position_embedding/position_embedding",
-        ),
-        norm("norm", "LayerNorm", keras_hub="layer_normalization"),
+        Row("words", "word_embeddings", (Kind.WORD_EMBEDDING,), ("vocab_size", "hidden_size")),
+        Row("positions", "position_embeddings", (Kind.EMBEDDING,), ("max_position_embeddings", "hidden_size")),
+        norm("norm", "LayerNorm"),
     ),
     layer=(
-        linear(
-            "query", "attention.q_lin", "hidden_size", "attention_size", keras_hub="_self_attention_layer/query_dense"
-        ),
-        linear("key", "attention.k_lin", "hidden_size", "attention_size", keras_hub="_self_attention_layer/key_dense"),
-        linear(
-            "value", "attention.v_lin", "hidden_size", "attention_size", keras_hub="_self_attention_layer/value_dense"
-        ),
-        linear(
-            "attention_out",
-            "attention.out_lin",
-            "attention_size",
-            "hidden_size",
-            keras_hub="_self_attention_layer/output_dense",
-        ),
-        norm("attention_norm", "sa_layer_norm", keras_hub="_self_attention_layer_norm"),
-        linear(
-            "feed_forward_in",
-            "ffn.lin1",
-            "hidden_size",
-            "intermediate_size",
-            keras_hub="_feedforward_intermediate_dense",
-        ),
-        linear(
-            "feed_forward_out", "ffn.lin2", "intermediate_size", "hidden_size", keras_hub="_feedforward_output_dense"
-        ),
-        norm("feed_forward_norm", "output_layer_norm", keras_hub="_feedforward_layer_norm"),
+        linear("query", "attention.q_lin", "hidden_size", "attention_size"),
+        linear("key", "attention.k_lin", "hidden_size", "attention_size"),
+        linear("value", "attention.v_lin", "hidden_size", "attention_size"),
+        linear("attention_out", "attention.out_lin", "attention_size", "hidden_size"),
+        norm("attention_norm", "sa_layer_norm"),
+        linear("feed_forward_in", "ffn.lin1", "hidden_size", "intermediate_size"),
+        linear("feed_forward_out", "ffn.lin2", "intermediate_size", "hidden_size"),
+        norm("feed_forward_norm", "output_layer_norm"),
     ),
     heads={
         "base": Head("Model", (), keras_hub="Backbone"),
         "masked-lm": Head(
             "ForMaskedLM",
             (
-                linear(
-                    "transform",
-                    "vocab_transform",
-                    "hidden_size",
-                    "hidden_size",
-                    keras_hub="masked_lm_head/_intermediate_dense",
-                ),
-                norm("transform_norm", "vocab_layer_norm", keras_hub="masked_lm_head/_intermediate_layer_norm"),
-                linear(
-                    "decoder",
-                    "vocab_projector",
-                    "hidden_size",
-                    "vocab_size",
-                    tied_to="words",
-                    keras_hub="masked_lm_head",
-                ),
+                linear("transform", "vocab_transform", "hidden_size", "hidden_size"),
+                norm("transform_norm", "vocab_layer_norm"),
+                linear("decoder", "vocab_projector", "hidden_size", "vocab_size", tied_to="words"),
             ),
             keras_hub="MaskedLM",
         ),
         "sequence-classification": Head(
-            "ForSequenceClassification", (_PRE_CLASSIFIER, _CLASSIFIER), keras_hub="TextClassifier"
+            "ForSequenceClassification",
+            (_PRE_CLASSIFIER, _CLASSIFIER),
+            keras_hub="TextClassifier",
         ),
         "multiple-choice": Head(
             "ForMultipleChoice", (_PRE_CLASSIFIER, linear("classifier", "classifier", "hidden_size", 1))
         ),
         "token-classification": Head("ForTokenClassification", (_CLASSIFIER,)),
         "question-answering": Head("ForQuestionAnswering", (linear("spans", "qa_outputs", "hidden_size", 2),)),
+    },
+    keras_hub={
+        "words": "token_and_position_embedding/token_embedding",
+        "positions": "token_and_position_embedding/position_embedding",
+        "norm": "layer_normalization",
+        "query": "_self_attention_layer/query_dense",
+        "key": "_self_attention_layer/key_dense",
+        "value": "_self_attention_layer/value_dense",
+        "attention_out": "_self_attention_layer/output_dense",
+        "attention_norm": "_self_attention_layer_norm",
+        "feed_forward_in": "_feedforward_intermediate_dense",
+        "feed_forward_out": "_feedforward_output_dense",
+        "feed_forward_norm": "_feedforward_layer_norm",
+        "transform": "masked_lm_head/_intermediate_dense",
+        "transform_norm": "masked_lm_head/_intermediate_layer_norm",
+        "decoder": "masked_lm_head",
+        "pre_classifier": "dense",
+        "classifier": "dense_1",
     },
 )
 
@@ -279,7 +249,6 @@ class Parameter:
     axes: tuple[str | int, ...]
     shape: tuple[int, ...]
     tied_to: str | None = None
-    keras_hub: str | None = None  # of the module, from KerasHub's section
 
     @property
     def name(self) -> str:
@@ -334,7 +303,6 @@ def _expand(row: Row, section: str, path: str, layer: int | None, config: Distil
             axes=axes,
             shape=tuple(dimension(axis, config, layer) for axis in axes),
             tied_to=row.tied_to if kind is Kind.WEIGHT and config.tie_word_embeddings else None,
-            keras_hub=row.keras_hub,
         )
 
 

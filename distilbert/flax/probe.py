@@ -43,7 +43,7 @@ class Probe:
     ) -> None:
         self.device = parse_device(device)
         with jax.default_device(self.device):
-            self.model: PreTrainedModel = MODELS[head].from_pretrained(
+            self.model: PreTrainedModel = MODELS[head].from_pretrained(  # type: ignore[assignment]
                 name_or_path, dtype=dtype, param_dtype=dtype, **overrides
             )
         self.params = self.model.params
