@@ -57,13 +57,13 @@ def labels(config: DistilBertConfig, head: str, mask: np.ndarray, generator: np.
         spans = np.sort(generator.integers(0, length, (2, rows)), 0)
         return {"start_positions": spans[0], "end_positions": spans[1]}
     if head == "multiple-choice":
-        return {"labels": generator.integers(0, mask.shape[1], rows)}
+        return {"labels": np.asarray(generator.integers(0, mask.shape[1], rows))}
     if head == "sequence-classification":
         if config.problem_type == "multi_label_classification":
             return {"labels": generator.integers(0, 2, (rows, config.num_labels)).astype(np.float32)}
         if config.problem_type == "regression" or config.num_labels == 1:
             targets = generator.normal(0, 1, (rows, config.num_labels)).astype(np.float32)
             return {"labels": targets[:, 0] if config.num_labels == 1 else targets}
-        return {"labels": generator.integers(0, config.num_labels, rows)}
+        return {"labels": np.asarray(generator.integers(0, config.num_labels, rows))}
     classes = config.vocab_size if head == "masked-lm" else config.num_labels
     return {"labels": np.where(mask == 1, generator.integers(0, classes, mask.shape), -100)}

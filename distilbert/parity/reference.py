@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from itertools import count
 from math import erf, pi, sqrt
+from typing import Any
 
 import numpy as np
 
@@ -134,13 +135,13 @@ ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]
 }
 
 
-def activate(value: Value, name: str) -> Value:
+def activate(value: Value, name: str | Callable[..., Any]) -> Value:
     """An activation function, by its name in a config.
 
     Raises:
         InputError: a function of one's own, which has no name.
     """
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise InputError(f"the reference knows no activation {name!r}, expected one of {', '.join(ACTIVATIONS)}")
     function, slope = ACTIVATIONS[name]
     return Value(function(value.array), (value, lambda gradient: gradient * slope(value.array)))
@@ -297,43 +298,55 @@ class Reference:
 
     def encode(self, inputs: Mapping[str, Array]) -> tuple[Value, dict[str, Array]]:
         """The last vectors, and all hidden states and attentions."""
-        config, part = self.config, self.parts
-        (words,), (positions,) = part[None, "words"], part[None, "positions"]
+        config = self.config
+        (words,), (positions,) = self.parts[None, "words"], self.parts[None, "positions"]
         if "inputs_embeds" in inputs:
             given = Value(np.asarray(inputs["inputs_embeds"], np.float64))
         else:
             given = look_up(words, inputs["input_ids"], fixed=config.pad_token_id)  # as torch.nn.Embedding has it
         batch, length = given.array.shape[:2]
         position_ids = inputs.get("position_ids", np.arange(length)[None])
-        hidden = norm(add(given, look_up(positions, position_ids)), *part[None, "norm"], epsilon=config.layer_norm_eps)
+        hidden = self.norm(add(given, look_up(positions, position_ids)), "norm")
         visible = inputs.get("attention_mask", np.ones((batch, length))) != 0
         visible |= ~visible.any(-1, keepdims=True)  # a row of padding only sees everything, as in every backend
         head_masks = np.broadcast_to(inputs.get("head_mask", 1.0), (config.n_layers, config.n_heads))
         output = {"hidden_states/0": hidden.array}
         for layer in range(config.n_layers):
-            projected = [linear(hidden, *part[layer, role]) for role in ("query", "key", "value")]
+            query, key, value = (self.linear(hidden, role, layer) for role in ("query", "key", "value"))
             kept = [number for number in range(config.n_heads) if number not in config.pruned_heads.get(layer, ())]
-            context, probability = attend(*projected, visible, head_masks[layer, kept])
-            attended = add(linear(context, *part[layer, "attention_out"]), hidden)
-            attended = norm(attended, *part[layer, "attention_norm"], epsilon=config.layer_norm_eps)
-            inner = activate(linear(attended, *part[layer, "feed_forward_in"]), config.activation)
-            outer = add(linear(inner, *part[layer, "feed_forward_out"]), attended)
-            hidden = norm(outer, *part[layer, "feed_forward_norm"], epsilon=config.layer_norm_eps)
+            context, probability = attend(query, key, value, visible, head_masks[layer, kept])
+            attended = add(self.linear(context, "attention_out", layer), hidden)
+            attended = self.norm(attended, "attention_norm", layer)
+            inner = self.activate(self.linear(attended, "feed_forward_in", layer))
+            outer = add(self.linear(inner, "feed_forward_out", layer), attended)
+            hidden = self.norm(outer, "feed_forward_norm", layer)
             output[f"hidden_states/{layer + 1}"] = hidden.array
             output[f"attentions/{layer}"] = probability
         return hidden, output
 
+    def linear(self, value: Value, role: str, layer: int | None = None) -> Value:
+        """``value`` through the dense layer with that role."""
+        weight, bias = self.parts[layer, role]
+        return linear(value, weight, bias)
+
+    def norm(self, value: Value, role: str, layer: int | None = None) -> Value:
+        """``value`` through the norm with that role."""
+        scale, bias = self.parts[layer, role]
+        return norm(value, scale, bias, self.config.layer_norm_eps)
+
+    def activate(self, value: Value) -> Value:
+        """``value`` through the config's activation."""
+        return activate(value, self.config.activation)
+
     def answer(self, hidden: Value) -> dict[str, Value]:
         """The head's outputs, from the last vectors (B, L, D)."""
-        config = self.config
         if self.head == "base":
             return {"last_hidden_state": hidden}
         if self.head == "masked-lm":
-            inner = activate(linear(hidden, *self.parts[None, "transform"]), config.activation)
-            inner = norm(inner, *self.parts[None, "transform_norm"], epsilon=config.layer_norm_eps)
-            return {"logits": linear(inner, *self.parts[None, "decoder"])}
+            inner = self.norm(self.activate(self.linear(hidden, "transform")), "transform_norm")
+            return {"logits": self.linear(inner, "decoder")}
         if self.head == "question-answering":
-            spans = linear(hidden, *self.parts[None, "spans"])
+            spans = self.linear(hidden, "spans")
 
             def column(number: int) -> Value:
                 chosen = np.eye(2)[number]
@@ -341,8 +354,8 @@ class Reference:
 
             return {"start_logits": column(0), "end_logits": column(1)}
         if self.head in ("sequence-classification", "multiple-choice"):
-            hidden = activate(linear(first_tokens(hidden), *self.parts[None, "pre_classifier"]), "relu")
-        return {"logits": linear(hidden, *self.parts[None, "classifier"])}
+            hidden = activate(self.linear(first_tokens(hidden), "pre_classifier"), "relu")
+        return {"logits": self.linear(hidden, "classifier")}
 
     def loss(self, logits: Mapping[str, Value], inputs: Mapping[str, Array]) -> Value | None:
         """The head's loss, where its labels are given."""
