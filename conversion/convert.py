@@ -13,6 +13,7 @@ import numpy as np
 
 from distilbert.conversion import keras_hub, keras_hub_writer
 from distilbert.conversion.source import NAMES, Source, open_source
+from distilbert.conversion.verification import Verification, VerificationError, compare, require_frameworks
 from distilbert.core.checkpoint import FORMATS, Save, oriented, pair, shown
 from distilbert.core.config import DistilBertConfig
 from distilbert.core.errors import CheckpointError, InputError
@@ -32,6 +33,7 @@ from distilbert.core.spec import (
 from distilbert.core.tokenizer import FILES as TOKENIZER_FILES
 from distilbert.core.tokenizer import TOKENIZER_FILE, VOCAB_FILE, DistilBertTokenizer
 
+ATOL = 1e-5
 CASTS = ("float32", "float16", "bfloat16", "float64")
 
 
@@ -63,6 +65,7 @@ class Report:
     head: str
     entries: tuple[Entry, ...]
     files: tuple[str, ...]  # in the target's folder
+    verification: Verification | None = None
 
 
 def convert(
@@ -78,6 +81,8 @@ def convert(
     allow_unused: Collection[str] = (),
     allow_missing: Collection[str] = (),
     dry_run: bool = False,
+    verify: bool = False,
+    atol: float = ATOL,
 ) -> Report:
     """Convert a checkpoint's weights; its config and its tokenizer go along.
 
@@ -96,17 +101,25 @@ def convert(
         allow_unused: source names to leave behind.
         allow_missing: canonical names (PyTorch's) to initialise where the source lacks them.
         dry_run: plan only, write nothing.
+        verify: compare what source and target compute before the target gets its name, see ``verification.verify``.
+        atol: the largest difference that ``verify`` allows in any number.
 
     Raises:
         CheckpointError: the source is absent, ambiguous or damaged; tensors would be left over, are missing or
             misshapen (all are named); the target is there already, or cannot be written.
         InputError: an unknown format, head, dtype or size, or a model that KerasHub's classes cannot be.
+        MissingBackendError: ``verify`` needs a framework that is not installed.
+        VerificationError: source and target differ; it has the differences, and nothing was written.
     """
     opened = open_source(source, file_format=source_format, head=head)
     if dtype is not None and dtype not in CASTS:
         raise InputError(f"dtype is {dtype!r}, expected one of {', '.join(CASTS)}")
     if to not in NAMES:
         raise InputError(f"the format is {to!r}, expected one of {', '.join(NAMES)}")
+    if verify:
+        if allow_missing:
+            raise InputError("verify compares with what the source computes, which allow_missing says is incomplete")
+        require_frameworks(opened.file_format, to)
     tensors, entries = _plan(opened, to, dtype, allow_unused, allow_missing)
     stored = next(iter(tensors.values())).dtype.name
     config = DistilBertConfig.from_dict(
@@ -135,12 +148,17 @@ def convert(
         )
         travelling = _tokenizer_files(opened)
     files = (*save.written, *travelling)
+    found = None
     if not dry_run:
         with _written(target, tuple(_older(target, to, opened.family, same).difference(files))) as stage:
             save.write(stage)
             for name, content in () if same else travelling.items():
                 (stage / name).write_bytes(content)
-    return Report(opened.path, target, opened.file_format, to, opened.head, tuple(entries), files)
+            if verify:
+                found = compare(opened, stage, to, atol)
+                if found.first_outside is not None:
+                    raise VerificationError(found, target)
+    return Report(opened.path, target, opened.file_format, to, opened.head, tuple(entries), files, found)
 
 
 def _tokenizer_files(source: Source) -> dict[str, bytes]:

@@ -12,7 +12,6 @@ from distilbert.conversion import keras_hub
 from distilbert.core.checkpoint import FORMATS, pair, read_format
 from distilbert.core.config import DistilBertConfig
 from distilbert.core.errors import CheckpointError, InputError
-from distilbert.core.files import current_file
 from distilbert.core.formats import keras
 from distilbert.core.spec import DISTILBERT, Family, get_head, parameters
 
@@ -55,9 +54,9 @@ def open_source(
         raise InputError(f"the format is {file_format!r}, expected one of {', '.join(NAMES)}")
     if path.exists() and path.suffix != keras.SUFFIX and keras_hub.is_preset(folder, family):
         return _open_preset(folder, file_format, head, family)
-    present = [name for name, form in FORMATS.items() if _holds(folder, form.filename, form.index_file)]
+    present = [name for name, form in FORMATS.items() if form.is_in(folder)]
     if path.is_file():
-        named = [name for name, form in FORMATS.items() if path.name in (form.filename, form.index_file)]
+        named = [name for name, form in FORMATS.items() if form.has_name(path)]
         named = named or [name for name, form in FORMATS.items() if form.suffix and path.name.endswith(form.suffix)]
         if not named:
             expected = ", ".join(f"*{form.suffix}" if form.suffix else form.filename for form in FORMATS.values())
@@ -94,10 +93,6 @@ def _open_preset(folder: Path, file_format: str | None, head: str | None, family
     opened = keras_hub.read(folder, family)
     get_head(family, head or opened.head)
     return Source(folder, opened.path, keras_hub.NAME, opened.config, opened.tensors, head or opened.head, family)
-
-
-def _holds(folder: Path, *filenames: str) -> bool:
-    return any(current_file(folder, filename).is_file() for filename in filenames)
 
 
 def detect_head(tensors: Mapping[str, np.ndarray], config: DistilBertConfig, source: str, family: Family) -> str:

@@ -111,6 +111,14 @@ class Format:
         """Where a sharded checkpoint says which file holds what."""
         return f"{self.filename}.index.json"
 
+    def has_name(self, path: Path) -> bool:
+        """Whether a file is called as these weights, or their index, are."""
+        return path.name in (self.filename, self.index_file)
+
+    def is_in(self, folder: Path) -> bool:
+        """Whether a folder holds such weights."""
+        return any(current_file(folder, filename).is_file() for filename in (self.filename, self.index_file))
+
     def shard_file(self, number: int, count: int) -> str:
         """The name of file ``number`` of ``count``."""
         stem, suffix = self.filename.rsplit(".", 1)
@@ -497,10 +505,11 @@ def write_checkpoint(
         config, tensors, head=head, file_format=file_format, max_shard_size=max_shard_size, family=family
     )
     form = save.form
-    preferred = list(FORMATS.values())[: list(FORMATS).index(file_format)]
-    for other in (name for entry in preferred for name in (entry.filename, entry.index_file)):
-        if current_file(Path(folder), other).is_file():
-            raise CheckpointError(f"{folder}: holds {other}, which would be read instead; remove it or save elsewhere")
+    for other in list(FORMATS.values())[: list(FORMATS).index(file_format)]:
+        if other.is_in(Path(folder)):
+            raise CheckpointError(
+                f"{folder}: holds {other.filename}, which would be read instead; remove it or save elsewhere"
+            )
     with replace_files(folder, (form.filename if save.is_sharded else form.index_file,)) as stage:
         save.write(stage)
         written = [Path(folder) / path.name for path in sorted(stage.iterdir())]

@@ -5,9 +5,12 @@ B batch, C choices, L length, H heads, D model.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from distilbert.core.config import DistilBertConfig
+from distilbert.core.tokenizer import DistilBertTokenizer
 
 Batch = dict[str, np.ndarray]
 LENGTH = 12  # of all but the shortest and the longest
@@ -22,7 +25,7 @@ def batches(config: DistilBertConfig, head: str, seed: int = 0) -> dict[str, Bat
     shape = ragged["input_ids"].shape
     padded = ragged["attention_mask"].copy()
     padded[-1] = 0
-    vectors = generator.normal(0, 1, (*shape, config.hidden_size)).astype(np.float32)
+    vectors = generator.normal(0, config.initializer_range, (*shape, config.hidden_size)).astype(np.float32)
     head_mask = generator.choice([0.0, 0.5, 1.0], (config.n_layers, config.n_heads)).astype(np.float32)
     head_mask[:, 0] = 1  # something is left to see of each layer
     positions = generator.integers(0, config.max_position_embeddings, shape)
@@ -46,6 +49,25 @@ def batch(config: DistilBertConfig, head: str, rows: int, length: int, generator
     texts[2::3, length // 2 : length // 2 + length // 6] = 0
     ids = generator.integers(0, config.vocab_size, shape)
     return {"input_ids": ids, "attention_mask": mask} | labels(config, head, mask, generator)
+
+
+def from_texts(
+    windows: Iterable[list[str]], tokenizer: DistilBertTokenizer, config: DistilBertConfig, head: str, seed: int = 0
+) -> dict[str, Batch]:
+    """A batch for each window of texts, with random labels. For multiple choice they are one text's choices."""
+    generator = np.random.default_rng(seed)
+    made: dict[str, Batch] = {}
+    number = 1
+    for texts in windows:
+        encoded = tokenizer(texts, padding=True, truncation=True, max_length=config.max_position_embeddings)
+        ids, mask = (np.asarray(encoded[name], np.int64) for name in ("input_ids", "attention_mask"))
+        if head == "multiple-choice":
+            ids, mask = ids[None], mask[None]
+        made[f"texts {number} to {number + len(texts) - 1}"] = {"input_ids": ids, "attention_mask": mask} | labels(
+            config, head, mask, generator
+        )
+        number += len(texts)
+    return made
 
 
 def labels(config: DistilBertConfig, head: str, mask: np.ndarray, generator: np.random.Generator) -> Batch:

@@ -1,0 +1,39 @@
+"""The ``distilbert`` command."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import typer
+
+from distilbert.cli.conversion import convert, inspect
+from distilbert.cli.parity import parity
+from distilbert.cli.run import run
+
+app = typer.Typer(
+    add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=(__doc__ or "").strip()
+)
+for command in (run, convert, inspect, parity):
+    app.command()(command)
+
+
+@app.callback()
+def _commands() -> None:
+    """Use, train, convert and compare DistilBERT."""
+
+
+class _OneLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return f"distilbert: {record.levelname.lower()}: " + " ".join(record.getMessage().split())
+
+
+def main() -> None:
+    """Run the command line, with the library's warnings on standard error, one line each."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine())
+    logger = logging.getLogger("distilbert")
+    logger.addHandler(handler)
+    logger.propagate = False
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries would bury our one line
+    app()

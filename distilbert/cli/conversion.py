@@ -1,0 +1,108 @@
+"""``distilbert convert`` and ``distilbert inspect``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from distilbert import conversion
+from distilbert.cli.terminal import exit_statuses, print_json, print_table
+
+# What weights are stored in.
+FileFormat = StrEnum("FileFormat", list(conversion.NAMES))  # type: ignore[misc]
+SourceFormat = Annotated[
+    FileFormat | None, typer.Option("--from", help="Which weights to take where SOURCE holds several formats.")
+]
+SourceHead = Annotated[
+    str | None, typer.Option(metavar="HEAD", help="What the weights compute, where that cannot be told from them.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
+
+
+def convert(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="A folder with a checkpoint or a KerasHub preset, or its weights.")
+    ],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="The folder to write, all of it or nothing.")],
+    to: Annotated[FileFormat, typer.Option(help="The format to write.")],
+    source_format: SourceFormat = None,
+    head: SourceHead = None,
+    dtype: Annotated[str | None, typer.Option(help="Cast floats: float32, float16, bfloat16, float64.")] = None,
+    max_shard_size: Annotated[str, typer.Option(help="Larger weights are split, but for Keras.")] = "5GB",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint in TARGET.")] = False,
+    allow_unused: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A tensor to leave behind; may be repeated.")
+    ] = None,
+    allow_missing: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A parameter to initialise; may be repeated.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, write nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Convert weights between formats, Keras's and KerasHub's too, bit for bit; config and tokenizer go along."""
+    with exit_statuses():
+        report = conversion.convert(
+            source,
+            target,
+            to,
+            source_format=source_format,
+            head=head,
+            dtype=dtype,
+            max_shard_size=max_shard_size,
+            overwrite=overwrite,
+            allow_unused=allow_unused or (),
+            allow_missing=allow_missing or (),
+            dry_run=dry_run,
+        )
+        if as_json:
+            print_json(asdict(report))
+            return
+        notes = Counter(entry.note for entry in report.entries)
+        if dry_run:
+            columns = ("from", "to", "shape", "dtype", "")
+            rows = [
+                (
+                    entry.source or "",
+                    entry.target or "",
+                    " x ".join(map(str, entry.shape)),
+                    entry.dtype,
+                    entry.note or ("transposed" if entry.is_transposed else ""),
+                )
+                for entry in report.entries
+            ]
+            print_table(f"{report.source} as {report.head}", columns, rows)
+        counted = [f"{count} {note or 'tensors'}" for note, count in sorted(notes.items())]
+        done = "would be written" if dry_run else "written"
+        typer.echo(f"{', '.join(counted)}; {', '.join(report.files)} {done} to {report.target}")
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder with a checkpoint, or its weights.")],
+    source_format: SourceFormat = None,
+    head: SourceHead = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a checkpoint is: format, head, size, types, ties, config."""
+    with exit_statuses():
+        found = conversion.inspect(path, file_format=source_format, head=head)
+        if as_json:
+            print_json(asdict(found))
+            return
+        config = [f"{name} {value}" for name, value in found.config.items()]
+        rows = [
+            ("format", found.file_format),
+            ("model", f"{found.family}, {found.head}"),
+            ("parameters", f"{found.parameters:,}"),
+            ("size", f"{found.size / 1e6:,.1f} MB"),
+            ("types", ", ".join(f"{name} ({count} tensors)" for name, count in found.dtypes.items())),
+            ("tied", "\n".join(f"{name} to {shared}" for name, shared in found.tied.items()) or "none"),
+            ("missing", "\n".join(found.missing) or "none"),
+            ("not used", "\n".join(found.unused) or "none"),
+            ("config, where not the default", "\n".join(config) or "all default"),
+        ]
+        print_table(str(found.path), ("", ""), rows)

@@ -1,0 +1,93 @@
+"""``distilbert parity``: do all frameworks compute the same, on one's own checkpoint and texts?"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from distilbert.cli.conversion import AsJson, SourceHead
+from distilbert.cli.streams import open_windows
+from distilbert.cli.terminal import exit_statuses, print_json, print_table
+from distilbert.conversion.source import open_source
+from distilbert.core.backends import BACKENDS
+from distilbert.core.config import DistilBertConfig
+from distilbert.core.errors import InputError
+from distilbert.core.files import replace_file
+from distilbert.core.tokenizer import DistilBertTokenizer
+
+TEXTS = 8  # in a batch
+
+
+def parity(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A folder with a checkpoint; with --head also a Hub id.")],
+    backends: Annotated[
+        str | None,
+        typer.Option(help="Of torch, torch:sdpa, tf and flax those to compare; by default all that are installed."),
+    ] = None,
+    head: SourceHead = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    text: Annotated[list[str] | None, typer.Option(help="A text to compare on; may be repeated.")] = None,
+    input: Annotated[str | None, typer.Option(metavar="FILE", help="One text a line; - is standard input.")] = None,
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a page of HTML.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare what the frameworks compute with each other and with float64; fail where a bound does not hold.
+
+    Without texts, random ids serve: ragged, one token, the longest, word vectors, head masks, positions.
+    """
+    if text and input:
+        raise typer.BadParameter("both --text and --input are given, expected one of them")
+    with exit_statuses():
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow tells much about itself
+        warnings.filterwarnings("ignore", "You are using a softmax over axis")  # Keras, of texts of one token
+        from distilbert.parity import reporting
+        from distilbert.parity.comparison import compare
+        from distilbert.parity.inputs import batches, from_texts
+
+        if report is not None:
+            reporting.require_libraries()
+        chosen = _chosen(backends)
+        head = head or open_source(path).head
+        config = DistilBertConfig.from_pretrained(path)
+        if text or input:
+            tokenizer = DistilBertTokenizer.from_pretrained(path)
+            with open_windows(text, input or "-", TEXTS) as (windows, _):
+                made = from_texts(windows, tokenizer, config, head)
+            if not made:
+                raise InputError(f"{input}: expected texts, one a line, found none")
+        else:
+            made = batches(config, head)
+        found = compare(path, head, made, backends=chosen, dtype=dtype, device=device)
+        if report is not None:
+            with replace_file(str(report)) as file:
+                file.write(reporting.page(found, path, made))
+        if as_json:
+            print_json(asdict(found) | {"environment": reporting.environment(found)})
+        else:
+            print_table(f"{path}, {head}, {dtype} on {device}: largest errors", *reporting.table(found))
+            typer.echo(reporting.verdict(found))
+    if found.outside:
+        raise typer.Exit(1)
+
+
+def _chosen(backends: str | None) -> list[str]:
+    """The backends to compare.
+
+    Raises:
+        InputError: one that does not exist.
+    """
+    every = ["torch", "torch:sdpa", "tf", "flax"]
+    if backends is None:
+        return [name for name in every if importlib.util.find_spec(BACKENDS[name.partition(":")[0]][0]) is not None]
+    chosen = [{"pt": "torch"}.get(name.strip(), name.strip()) for name in backends.split(",")]
+    for name in chosen:
+        if name not in every:
+            raise InputError(f"the backend is {name!r}, expected some of {', '.join(every)}")
+    return list(dict.fromkeys(chosen))

@@ -1,0 +1,73 @@
+"""What the commands share: how they end, and what they print."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from distilbert.core.errors import DistilBertError
+
+INTERRUPTED = 130  # 128 + the signal's number, as shells report it
+BROKEN_PIPE = 141
+
+logger = logging.getLogger("distilbert")
+
+
+@contextmanager
+def exit_statuses() -> Iterator[None]:
+    """End a command as shells expect: an error is one line on standard error, a signal is its number."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output has gone, which is their right. Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(BROKEN_PIPE) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    except (DistilBertError, OSError) as error:
+        logger.error("%s", error)
+        raise typer.Exit(1) from None
+
+
+def print_json(content: object) -> None:
+    """One JSON object on standard output."""
+    typer.echo(json.dumps(content, ensure_ascii=False, default=str))
+
+
+def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """A table on standard output, as wide as the terminal, or as its content where there is none."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 240)
+    table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, show_header=any(columns))
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    console.print(table)
+
+
+@contextmanager
+def show_progress(total: int | None):  # type: ignore[no-untyped-def]
+    """A count of texts, of ``total`` where that is known, on standard error where that is a terminal."""
+    console = Console(stderr=True)
+    shown = "{task.completed:,} texts" if total is None else "{task.completed:,} of {task.total:,} texts"
+    columns = (SpinnerColumn(), TextColumn(shown), TextColumn("{task.fields[rate]}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        counter = progress.add_task("", total=total, rate="")
+
+        def advance(count: int) -> None:
+            progress.advance(counter, count)
+            task = progress.tasks[0]
+            if task.elapsed:
+                progress.update(counter, rate=f"{task.completed / task.elapsed:,.0f}/s")
+
+        yield advance

@@ -1,0 +1,205 @@
+"""A comparison as a table, and as one page of HTML that needs nothing beside it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import io
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+
+from distilbert.core.errors import MissingBackendError
+from distilbert.parity.comparison import REFERENCE, Comparison, Difference
+from distilbert.parity.inputs import Batch
+
+LIBRARIES = ("matplotlib", "jinja2")
+PACKAGES = ("numpy", "torch", "tensorflow", "keras", "jax", "flax", "optax")
+MARKERS = {"torch": "o", "torch:sdpa": "D", "tf": "s", "flax": "^"}
+# Colours that the page replaces by its own, which are others by day and by night.
+INK, BOUND = "#000001", "#000002"
+SERIES = {backend: f"#00001{number}" for number, backend in enumerate(MARKERS)}
+VARIABLES = {INK: "ink", BOUND: "bound"} | {colour: f"series-{n}" for n, colour in enumerate(SERIES.values())}
+
+Rows = dict[str, dict[tuple[str, str], Difference]]  # by label and by who is compared with whom
+
+
+def require_libraries() -> None:
+    """Check that a page can be made.
+
+    Raises:
+        MissingBackendError: a library for it is missing.
+    """
+    for name in LIBRARIES:
+        if importlib.util.find_spec(name) is None:
+            raise MissingBackendError(f'{name} is not installed; try: pip install "distilbert[parity]"')
+
+
+def rows(comparison: Comparison) -> Rows:
+    """The worst of what belongs together: each layer, all attentions, each output, all gradients."""
+    found: Rows = {}
+    for difference in comparison.differences:
+        pair = difference.backend, difference.other
+        worst = found.setdefault(_label(difference.quantity), {})
+        if pair not in worst or not difference.measured <= worst[pair].measured:
+            worst[pair] = difference
+    return found
+
+
+def _label(quantity: str) -> str:
+    kind, _, number = quantity.removeprefix("plain ").partition("/")
+    if kind == "hidden_states":
+        return f"layer {number}" if number != "0" else "embeddings"
+    return kind.replace("_", " ")
+
+
+def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """The columns' names and the rows of a table of errors against the reference."""
+    columns = ["", *comparison.backends, "bound"]
+    lines = []
+    for label, found in rows(comparison).items():
+        of = {backend: found.get((backend, REFERENCE)) for backend in comparison.backends}
+        bounds = [difference.bound for difference in of.values() if difference is not None]
+        lines.append([label, *(_cell(difference) for difference in of.values()), number(max(bounds, default=0.0))])
+    return columns, lines
+
+
+def _cell(difference: Difference | None) -> str:
+    if difference is None:  # fused attention gives no probabilities
+        return ""
+    return number(difference.measured) + ("" if difference.is_within else " (!)")
+
+
+def number(value: float) -> str:
+    """An error or a bound for people to read."""
+    return f"{value:.1e}" if value < 1e9 else "none"
+
+
+def verdict(comparison: Comparison) -> str:
+    """One sentence: all is well, or who is off and where first."""
+    off = [difference for difference in comparison.outside if difference.other == REFERENCE]
+    first = next(iter(off or comparison.outside), None)
+    if first is None:
+        worst = max(comparison.differences, key=lambda difference: difference.measured / difference.bound)
+        return (
+            f"{', '.join(comparison.backends)}: within the bounds; nearest to one is {_where(worst)}, "
+            f"{number(worst.measured)} of {number(worst.bound)}"
+        )
+    names = list(dict.fromkeys(difference.backend for difference in off))
+    who = f"{', '.join(names)} off" if off else "two backends apart, though each is near float64"
+    return f"{who}; first in {_where(first)}: {number(first.measured)}, expected at most {number(first.bound)}"
+
+
+def _where(difference: Difference) -> str:
+    quantity = difference.quantity.replace("gradients/", "the gradient of ")
+    return f"{quantity} of {difference.backend} against {difference.other} (batch: {difference.error.batch})"
+
+
+def environment(comparison: Comparison) -> dict[str, str]:
+    """What computed: date, hardware, versions."""
+    found = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "processor": f"{_processor()}, {os.cpu_count()} cores",
+        "system": f"{platform.system()}, Python {platform.python_version()}",
+    }
+    if comparison.device != "cpu" and importlib.util.find_spec("torch") is not None:
+        import torch
+
+        found["accelerator"] = torch.cuda.get_device_name() if torch.cuda.is_available() else comparison.device
+    for name in PACKAGES:
+        if importlib.util.find_spec(name) is not None:
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def page(comparison: Comparison, path: str, batches: Mapping[str, Batch]) -> str:
+    """The whole comparison as a page of HTML.
+
+    Raises:
+        MissingBackendError: a library for it is missing.
+    """
+    require_libraries()
+    import jinja2
+
+    template = resources.files("distilbert.parity").joinpath("report.html").read_text(encoding="utf-8")
+    columns, lines = table(comparison)
+    return (
+        jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+        .from_string(template)
+        .render(
+            name=Path(path).resolve().name if Path(path).exists() else path,
+            comparison=comparison,
+            verdict=verdict(comparison),
+            chart=chart(comparison),
+            columns=columns,
+            lines=lines,
+            pairs=list(_pairs(comparison)),
+            batches={name: _shape(batch) for name, batch in batches.items()},
+            environment=environment(comparison),
+            measured="largest" if comparison.dtype == "float32" else "typical (root mean square)",
+        )
+    )
+
+
+def _shape(batch: Batch) -> str:
+    ids = batch["input_ids"] if "input_ids" in batch else batch["inputs_embeds"][..., 0]
+    return " x ".join(map(str, ids.shape))
+
+
+def _pairs(comparison: Comparison) -> Iterator[tuple[str, str, str]]:
+    """The largest difference between any two backends, and where it is."""
+    worst: dict[tuple[str, str], Difference] = {}
+    for difference in comparison.differences:
+        pair = difference.backend, difference.other
+        if difference.other != REFERENCE and (pair not in worst or difference.measured > worst[pair].measured):
+            worst[pair] = difference
+    for (one, other), difference in worst.items():
+        yield f"{one} and {other}", number(difference.measured), difference.quantity
+
+
+def chart(comparison: Comparison) -> str:
+    """The errors of each backend from the embeddings to the gradients, as SVG whose colours are the page's."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    found = rows(comparison)
+    # Text stays text and the bytes the same each time.
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "distilbert", "font.size": 11}):
+        figure = Figure(figsize=(8.6, 3.9))
+        axes = figure.subplots()
+        for backend in comparison.backends:
+            places = [place for place, of in enumerate(found.values()) if (backend, REFERENCE) in of]
+            errors = [
+                max(of[backend, REFERENCE].measured, 1e-12) for of in found.values() if (backend, REFERENCE) in of
+            ]
+            (line,) = axes.plot(places, errors, label=backend, color=SERIES[backend], linewidth=1.8)
+            line.set(marker=MARKERS[backend], markersize=6)
+        limits = [max(difference.bound for difference in of.values()) for of in found.values()]
+        axes.plot(range(len(found)), limits, color=BOUND, linestyle=(0, (5, 3)), linewidth=1.5, label="bound")
+        axes.set_yscale("log")
+        axes.set_xticks(range(len(found)), list(found), rotation=35, ha="right", rotation_mode="anchor")
+        axes.set_ylabel("error against float64")
+        axes.grid(axis="y", color=INK, alpha=0.12)
+        axes.legend(frameon=False, ncols=len(comparison.backends) + 1, loc="lower left", bbox_to_anchor=(0, 1.0))
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        axes.tick_params(which="both", color=INK)
+        for side in ("bottom", "left"):
+            axes.spines[side].set_color(INK)
+        drawn = io.StringIO()
+        figure.savefig(drawn, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
+    text = drawn.getvalue()
+    text = text[text.index("<svg") :]
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, f"var(--{variable})")
+    return text
