@@ -102,7 +102,8 @@ def convert(
         allow_missing: canonical names (PyTorch's) to initialise where the source lacks them.
         dry_run: plan only, write nothing.
         verify: compare what source and target compute before the target gets its name, see ``verification.verify``.
-        atol: the largest difference that ``verify`` allows in any number.
+        atol: the largest difference that ``verify`` allows in any number, in units of the largest where that is more
+            than 1. A cast by ``dtype`` counts as a difference.
 
     Raises:
         CheckpointError: the source is absent, ambiguous or damaged; tensors would be left over, are missing or

@@ -25,7 +25,10 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Layer:
-    """The largest differences from the source in what one layer computes, over both batches."""
+    """The largest differences from the source in what one layer computes, over both batches.
+
+    In units of the largest value of each output where that is more than 1.
+    """
 
     name: str  # "embeddings", "layer 1", …, "head"
     converted: float
@@ -81,7 +84,7 @@ def compare(source: Source, written: Path, target_format: str, atol: float) -> V
         source: what was converted.
         written: the folder with the result.
         target_format: what it is in.
-        atol: the largest difference allowed.
+        atol: the largest difference allowed, see ``Layer``.
 
     Raises:
         MissingBackendError: a framework is not installed.
@@ -116,7 +119,8 @@ def _differences(actual: Mapping[str, np.ndarray], expected: Mapping[str, np.nda
             name = f"layer {number}" if number != "0" else "embeddings"
         elif kind == "attentions":
             name = f"layer {int(number) + 1}"
-        found[name] = float(np.maximum(found[name], np.abs(actual[quantity] - value).max()))
+        difference = np.abs(actual[quantity] - value).max() / max(1.0, np.abs(value).max())
+        found[name] = float(np.maximum(found[name], difference))
     return found
 
 

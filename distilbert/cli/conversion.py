@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import asdict
 from enum import StrEnum
@@ -12,6 +13,7 @@ import typer
 
 from distilbert import conversion
 from distilbert.cli.terminal import exit_statuses, print_json, print_table
+from distilbert.conversion.convert import ATOL
 
 # What weights are stored in.
 FileFormat = StrEnum("FileFormat", list(conversion.NAMES))  # type: ignore[misc]
@@ -42,23 +44,35 @@ def convert(
         list[str] | None, typer.Option(metavar="NAME", help="A parameter to initialise; may be repeated.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, write nothing.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare what source and target compute, each in its own framework.")
+    ] = False,
+    atol: Annotated[float, typer.Option(min=0, help="The largest difference that --verify allows.")] = ATOL,
     as_json: AsJson = False,
 ) -> None:
     """Convert weights between formats, Keras's and KerasHub's too, bit for bit; config and tokenizer go along."""
     with exit_statuses():
-        report = conversion.convert(
-            source,
-            target,
-            to,
-            source_format=source_format,
-            head=head,
-            dtype=dtype,
-            max_shard_size=max_shard_size,
-            overwrite=overwrite,
-            allow_unused=allow_unused or (),
-            allow_missing=allow_missing or (),
-            dry_run=dry_run,
-        )
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow tells much about itself
+        try:
+            report = conversion.convert(
+                source,
+                target,
+                to,
+                source_format=source_format,
+                head=head,
+                dtype=dtype,
+                max_shard_size=max_shard_size,
+                overwrite=overwrite,
+                allow_unused=allow_unused or (),
+                allow_missing=allow_missing or (),
+                dry_run=dry_run,
+                verify=verify,
+                atol=atol,
+            )
+        except conversion.VerificationError as error:
+            if not as_json:
+                _print_verification(error.verification)
+            raise
         if as_json:
             print_json(asdict(report))
             return
@@ -76,9 +90,17 @@ def convert(
                 for entry in report.entries
             ]
             print_table(f"{report.source} as {report.head}", columns, rows)
+        if report.verification is not None:
+            _print_verification(report.verification)
         counted = [f"{count} {note or 'tensors'}" for note, count in sorted(notes.items())]
         done = "would be written" if dry_run else "written"
         typer.echo(f"{', '.join(counted)}; {', '.join(report.files)} {done} to {report.target}")
+
+
+def _print_verification(found: conversion.Verification) -> None:
+    rows = [(layer.name, f"{layer.converted:.1e}", f"{layer.reloaded:.1e}") for layer in found.layers]
+    title = f"largest differences, {found.source_framework} against {found.target_framework}; allowed {found.atol:.1e}"
+    print_table(title, ("", "converted", "saved again"), rows)
 
 
 def inspect(

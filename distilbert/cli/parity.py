@@ -14,18 +14,20 @@ import typer
 from distilbert.cli.conversion import AsJson, SourceHead
 from distilbert.cli.streams import open_windows
 from distilbert.cli.terminal import exit_statuses, print_json, print_table
-from distilbert.conversion.source import open_source
+from distilbert.conversion.source import detect_head
 from distilbert.core.backends import BACKENDS
+from distilbert.core.checkpoint import read_checkpoint
 from distilbert.core.config import DistilBertConfig
 from distilbert.core.errors import InputError
 from distilbert.core.files import replace_file
+from distilbert.core.spec import DISTILBERT
 from distilbert.core.tokenizer import DistilBertTokenizer
 
 TEXTS = 8  # in a batch
 
 
 def parity(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="A folder with a checkpoint; with --head also a Hub id.")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A folder with a checkpoint, or a Hub id.")],
     backends: Annotated[
         str | None,
         typer.Option(help="Of torch, torch:sdpa, tf and flax those to compare; by default all that are installed."),
@@ -54,8 +56,10 @@ def parity(
         if report is not None:
             reporting.require_libraries()
         chosen = _chosen(backends)
-        head = head or open_source(path).head
         config = DistilBertConfig.from_pretrained(path)
+        if head is None:
+            tensors, weights = read_checkpoint(path)
+            head = detect_head(tensors, config, str(weights), DISTILBERT)
         if text or input:
             tokenizer = DistilBertTokenizer.from_pretrained(path)
             with open_windows(text, input or "-", TEXTS) as (windows, _):

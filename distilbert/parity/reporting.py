@@ -40,7 +40,8 @@ def require_libraries() -> None:
 
 def rows(comparison: Comparison) -> Rows:
     """The worst of what belongs together: each layer, all attentions, each output, all gradients."""
-    found: Rows = {}
+    layers = [f"layer {number + 1}" for number in range(comparison.config.n_layers)]
+    found: Rows = {label: {} for label in ("embeddings", *layers, "attentions")}
     for difference in comparison.differences:
         pair = difference.backend, difference.other
         worst = found.setdefault(_label(difference.quantity), {})
@@ -54,6 +55,14 @@ def _label(quantity: str) -> str:
     if kind == "hidden_states":
         return f"layer {number}" if number != "0" else "embeddings"
     return kind.replace("_", " ")
+
+
+def named(quantity: str) -> str:
+    """A quantity in words."""
+    kind, _, name = quantity.removeprefix("plain ").partition("/")
+    if kind == "attentions":
+        return f"the attentions of layer {int(name) + 1}"
+    return f"the gradient of {name}" if kind == "gradients" else _label(quantity)
 
 
 def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
@@ -94,8 +103,8 @@ def verdict(comparison: Comparison) -> str:
 
 
 def _where(difference: Difference) -> str:
-    quantity = difference.quantity.replace("gradients/", "the gradient of ")
-    return f"{quantity} of {difference.backend} against {difference.other} (batch: {difference.error.batch})"
+    pair = f"{difference.backend} against {difference.other}"
+    return f"{named(difference.quantity)}, {pair}, batch {difference.error.batch!r}"
 
 
 def environment(comparison: Comparison) -> dict[str, str]:
@@ -164,7 +173,7 @@ def _pairs(comparison: Comparison) -> Iterator[tuple[str, str, str]]:
         if difference.other != REFERENCE and (pair not in worst or difference.measured > worst[pair].measured):
             worst[pair] = difference
     for (one, other), difference in worst.items():
-        yield f"{one} and {other}", number(difference.measured), difference.quantity
+        yield f"{one} and {other}", number(difference.measured), named(difference.quantity)
 
 
 def chart(comparison: Comparison) -> str:
@@ -177,13 +186,25 @@ def chart(comparison: Comparison) -> str:
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "distilbert", "font.size": 11}):
         figure = Figure(figsize=(8.6, 3.9))
         axes = figure.subplots()
+        depth = comparison.config.n_layers + 1  # embeddings and layers: what follows is no further along a line
         for backend in comparison.backends:
-            places = [place for place, of in enumerate(found.values()) if (backend, REFERENCE) in of]
-            errors = [
-                max(of[backend, REFERENCE].measured, 1e-12) for of in found.values() if (backend, REFERENCE) in of
-            ]
-            (line,) = axes.plot(places, errors, label=backend, color=SERIES[backend], linewidth=1.8)
-            line.set(marker=MARKERS[backend], markersize=6)
+            errors = {
+                place: max(of[backend, REFERENCE].measured, 1e-12)  # none at all has no place on a log scale
+                for place, of in enumerate(found.values())
+                if (backend, REFERENCE) in of
+            }
+            for part, line in ((range(depth), "-"), (range(depth, len(found)), "none")):
+                shown = {place: errors[place] for place in part if place in errors}
+                axes.plot(
+                    list(shown),
+                    list(shown.values()),
+                    label=backend if line == "-" else None,
+                    color=SERIES[backend],
+                    marker=MARKERS[backend],
+                    markersize=9 if backend == "torch" else 6,  # seen under another one at the same place
+                    linestyle=line,
+                    linewidth=1.8,
+                )
         limits = [max(difference.bound for difference in of.values()) for of in found.values()]
         axes.plot(range(len(found)), limits, color=BOUND, linestyle=(0, (5, 3)), linewidth=1.5, label="bound")
         axes.set_yscale("log")
@@ -197,7 +218,7 @@ def chart(comparison: Comparison) -> str:
         for side in ("bottom", "left"):
             axes.spines[side].set_color(INK)
         drawn = io.StringIO()
-        figure.savefig(drawn, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
+        figure.savefig(drawn, format="svg", transparent=True, bbox_inches="tight", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = drawn.getvalue()
     text = text[text.index("<svg") :]
     for colour, variable in VARIABLES.items():
