@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import tempfile
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ from distilbert.core.checkpoint import FORMATS, Save, oriented, pair, shown
 from distilbert.core.config import DistilBertConfig
 from distilbert.core.errors import CheckpointError, InputError
 from distilbert.core.files import flush, replace_files
-from distilbert.core.formats import DTYPES, same_bits
+from distilbert.core.formats import DTYPES, TILE, counted, forget, same_bits
 from distilbert.core.spec import (
     KERAS,
     Family,
@@ -83,6 +85,7 @@ def convert(
     dry_run: bool = False,
     verify: bool = False,
     atol: float = ATOL,
+    progress: Callable[[int, int], None] = lambda size, total: None,
 ) -> Report:
     """Convert a checkpoint's weights; its config and its tokenizer go along.
 
@@ -104,6 +107,7 @@ def convert(
         verify: compare what source and target compute before the target gets its name, see ``verification.verify``.
         atol: the largest difference that ``verify`` allows in any number, in units of the largest where that is more
             than 1. A cast by ``dtype`` counts as a difference.
+        progress: called for each tensor written with its size and that of all, in bytes.
 
     Raises:
         CheckpointError: the source is absent, ambiguous or damaged; tensors would be left over, are missing or
@@ -121,45 +125,83 @@ def convert(
         if allow_missing:
             raise InputError("verify compares with what the source computes, which allow_missing says is incomplete")
         require_frameworks(opened.file_format, to)
-    tensors, entries = _plan(opened, to, dtype, allow_unused, allow_missing)
-    stored = next(iter(tensors.values())).dtype.name
-    config = DistilBertConfig.from_dict(
-        opened.config.to_dict(), dtype=stored, architectures=[opened.family.class_name(opened.head)]
-    )
+    planned, entries = _plan(opened, to, dtype, allow_unused, allow_missing)
     target = Path(target)
     if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not overwrite)):
         raise CheckpointError(f"{target}: is there already; choose another place, or overwrite it (--overwrite)")
     same = target.exists() and target.samefile(opened.folder)
     if same and keras_hub.NAME in (to, opened.file_format) and to != opened.file_format:
         raise CheckpointError(f"{target}: holds the source, whose config.json is of another kind; choose another place")
-    save: Save | keras_hub_writer.Preset
-    travelling: dict[str, bytes] = {}
-    if to == keras_hub.NAME:
-        save = keras_hub_writer.Preset.prepare(
-            config, tensors, head=opened.head, family=opened.family, tokenizer=_tokenizer(opened)
-        )
-    else:
-        save = Save.prepare(
-            config,
-            tensors,
-            head=opened.head,
-            file_format=to,
-            max_shard_size=max_shard_size,
-            family=opened.family,
-        )
-        travelling = _tokenizer_files(opened)
-    files = (*save.written, *travelling)
     found = None
-    if not dry_run:
-        with _written(target, tuple(_older(target, to, opened.family, same).difference(files))) as stage:
-            save.write(stage)
-            for name, content in () if same else travelling.items():
-                (stage / name).write_bytes(content)
-            if verify:
-                found = compare(opened, stage, to, atol)
-                if found.first_outside is not None:
-                    raise VerificationError(found, target)
+    with _cast(planned, dtype, target, dry_run) as tensors:
+        save = _prepared(opened, tensors, to, max_shard_size)
+        travelling = _tokenizer_files(opened) if to != keras_hub.NAME else {}
+        files = (*save.written, *travelling)
+        if not dry_run:
+            older = _older(target, to, opened.family, same).difference(files)
+            total = sum(tensor.nbytes for tensor in tensors.values())
+            with _written(target, tuple(older)) as stage:
+                with counted(lambda size: progress(size, total)):
+                    save.write(stage)
+                for name, content in () if same else travelling.items():
+                    (stage / name).write_bytes(content)
+                if verify:
+                    found = compare(opened, stage, to, atol)
+                    if found.first_outside is not None:
+                        raise VerificationError(found, target)
     return Report(opened.path, target, opened.file_format, to, opened.head, tuple(entries), files, found)
+
+
+def _prepared(
+    source: Source, tensors: dict[str, np.ndarray], to: str, max_shard_size: int | str
+) -> Save | keras_hub_writer.Preset:
+    """All that is to be written, but for the tokenizer of a checkpoint."""
+    config = DistilBertConfig.from_dict(
+        source.config.to_dict(),
+        dtype=next(iter(tensors.values())).dtype.name,
+        architectures=[source.family.class_name(source.head)],
+    )
+    if to == keras_hub.NAME:
+        return keras_hub_writer.Preset.prepare(
+            config, tensors, head=source.head, family=source.family, tokenizer=_tokenizer(source)
+        )
+    return Save.prepare(
+        config, tensors, head=source.head, file_format=to, max_shard_size=max_shard_size, family=source.family
+    )
+
+
+@contextmanager
+def _cast(
+    tensors: dict[str, np.ndarray], dtype: str | None, target: Path, dry_run: bool
+) -> Iterator[dict[str, np.ndarray]]:
+    """The tensors with floats as ``dtype``: in a file without a name beside the target, as memory may not hold them."""
+    floats = {
+        name: tensor for name, tensor in tensors.items() if dtype not in (None, tensor.dtype.name) and _is_float(tensor)
+    }
+    if dtype is None or not floats:
+        yield tensors
+        return
+    wanted = DTYPES[dtype]
+    if dry_run:  # which asks for sizes only
+        yield tensors | {name: np.broadcast_to(np.empty((), wanted), tensor.shape) for name, tensor in floats.items()}
+        return
+    folder = next(parent for parent in target.resolve().parents if parent.exists())
+    cast: dict[str, np.ndarray] = {}
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            for name, tensor in floats.items():
+                start = file.seek(0, os.SEEK_END)
+                file.truncate(start + tensor.size * wanted.itemsize)
+                cast[name] = np.memmap(file, wanted, "r+", start, tensor.shape)
+                for row in range(0, len(tensor), TILE):
+                    cast[name][row : row + TILE] = tensor[row : row + TILE]
+                forget(tensor)
+                forget(cast[name])
+            yield tensors | cast
+    except OSError as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{folder}: cannot write: {error.strerror or error}; nothing was changed") from error
 
 
 def _tokenizer_files(source: Source) -> dict[str, bytes]:
@@ -215,8 +257,6 @@ def _plan(
         else:
             problems.append(f"{row.name} is missing")
             continue
-        if dtype is not None and value.dtype.kind in "fV":
-            value = value.astype(DTYPES[dtype])
         tensors[row.name] = value
         turned = layout.is_transposed(row)
         entries.append(
@@ -224,7 +264,7 @@ def _plan(
                 source=name,
                 target=KERAS.name(row) if to == keras_hub.NAME else FORMATS[to].name(row, source.family),
                 shape=row.shape[::-1] if turned else row.shape,
-                dtype=value.dtype.name,
+                dtype=dtype if dtype is not None and _is_float(value) else value.dtype.name,
                 is_transposed=name is not None and canonical_name(name)[1] != turned,
                 note="" if name is not None else "initialised",
             )
@@ -241,6 +281,10 @@ def _plan(
     if problems:
         raise CheckpointError(f"{source.path}, as {source.head}: {'; '.join(problems)}")
     return tensors, entries
+
+
+def _is_float(tensor: np.ndarray) -> bool:
+    return tensor.dtype.kind in "fV"  # V: what numpy lacks and ml_dtypes has
 
 
 def _initial(row: Parameter, config: DistilBertConfig) -> np.ndarray:

@@ -1,6 +1,11 @@
 """Where the tests find their cases."""
 
+import os
 from pathlib import Path
+
+# Several tests run at once, on tiny models: threads of their own would only wait for each other.
+for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+    os.environ.setdefault(name, "1")
 
 import pytest
 

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from distilbert import conversion
-from distilbert.cli.terminal import exit_statuses, print_json, print_table
+from distilbert.cli.terminal import exit_statuses, print_json, print_table, show_bytes
 from distilbert.conversion.convert import ATOL
 
 # What weights are stored in.
@@ -54,21 +54,23 @@ def convert(
     with exit_statuses():
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow tells much about itself
         try:
-            report = conversion.convert(
-                source,
-                target,
-                to,
-                source_format=source_format,
-                head=head,
-                dtype=dtype,
-                max_shard_size=max_shard_size,
-                overwrite=overwrite,
-                allow_unused=allow_unused or (),
-                allow_missing=allow_missing or (),
-                dry_run=dry_run,
-                verify=verify,
-                atol=atol,
-            )
+            with show_bytes() as progress:
+                report = conversion.convert(
+                    source,
+                    target,
+                    to,
+                    source_format=source_format,
+                    head=head,
+                    dtype=dtype,
+                    max_shard_size=max_shard_size,
+                    overwrite=overwrite,
+                    allow_unused=allow_unused or (),
+                    allow_missing=allow_missing or (),
+                    dry_run=dry_run,
+                    verify=verify,
+                    atol=atol,
+                    progress=progress,
+                )
         except conversion.VerificationError as error:
             if not as_json:
                 _print_verification(error.verification)

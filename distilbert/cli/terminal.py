@@ -6,14 +6,23 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import typer
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 from distilbert.core.errors import DistilBertError
@@ -69,5 +78,19 @@ def show_progress(total: int | None):  # type: ignore[no-untyped-def]
             task = progress.tasks[0]
             if task.elapsed:
                 progress.update(counter, rate=f"{task.completed / task.elapsed:,.0f}/s")
+
+        yield advance
+
+
+@contextmanager
+def show_bytes() -> Iterator[Callable[[int, int], None]]:
+    """A bar of bytes written, on standard error where that is a terminal; call it with a size and that of all."""
+    console = Console(stderr=True)
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        bar = progress.add_task("", total=None)
+
+        def advance(size: int, total: int) -> None:
+            progress.update(bar, advance=size, total=total)
 
         yield advance

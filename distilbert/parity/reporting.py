@@ -218,7 +218,13 @@ def chart(comparison: Comparison) -> str:
         for side in ("bottom", "left"):
             axes.spines[side].set_color(INK)
         drawn = io.StringIO()
-        figure.savefig(drawn, format="svg", transparent=True, bbox_inches="tight", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        figure.savefig(
+            drawn,
+            format="svg",
+            transparent=True,
+            bbox_inches="tight",
+            metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")),
+        )
     text = drawn.getvalue()
     text = text[text.index("<svg") :]
     for colour, variable in VARIABLES.items():

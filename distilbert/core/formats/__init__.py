@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import mmap
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,25 @@ def same_bits(one: np.ndarray, other: np.ndarray) -> bool:
         return False
     first, second = (in_order(tensor).reshape(-1).view(np.uint8) for tensor in (one, other))
     return np.array_equal(first, second)
+
+
+_advance: ContextVar[Callable[[int], None]] = ContextVar("advance", default=lambda size: None)
+
+
+@contextmanager
+def counted(advance: Callable[[int], None]) -> Iterator[None]:
+    """Within, ``advance`` is called with the size in bytes of each tensor that has been written."""
+    token = _advance.set(advance)
+    try:
+        yield
+    finally:
+        _advance.reset(token)
+
+
+def finish(tensor: np.ndarray) -> None:
+    """What a writer does after each tensor: it is counted, and its memory given back."""
+    _advance.get()(tensor.nbytes)
+    forget(tensor)
 
 
 def forget(tensor: np.ndarray) -> None:

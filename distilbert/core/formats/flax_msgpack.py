@@ -18,7 +18,7 @@ import msgpack
 import numpy as np
 
 from distilbert.core.errors import CheckpointError
-from distilbert.core.formats import DTYPES, forget, map_file, pieces
+from distilbert.core.formats import DTYPES, finish, map_file, pieces
 
 ARRAY = 1  # the extension type
 MAX_RANK = 32
@@ -150,7 +150,7 @@ def _put(file: BinaryIO, packer: msgpack.Packer, content: Any) -> None:
         start += _header(0xC4, content.nbytes)
         file.write(_header(0xC7, len(start) + content.nbytes, ARRAY) + start)
         file.writelines(pieces(content))
-        forget(content)
+        finish(content)
     elif isinstance(content, np.ndarray):
         flat, step = content.reshape(-1), MAX_PIECE // content.itemsize
         chunks = [flat[start : start + step] for start in range(0, content.size, step)]

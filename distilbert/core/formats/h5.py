@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from distilbert.core.errors import CheckpointError
-from distilbert.core.formats import forget, hdf5, in_order, map_file, same_bits
+from distilbert.core.formats import finish, hdf5, in_order, map_file, same_bits
 
 # HDF5 keeps an attribute in the object's header, which ends here; Keras splits longer lists over several.
 MAX_ATTRIBUTE = 64000
@@ -100,7 +100,7 @@ def write(path: Path, layers: Mapping[str, Mapping[str, np.ndarray]], scope: str
                     group[scoped_name(name, scope)] = stored[id(tensor)]
                 else:
                     stored[id(tensor)] = group.create_dataset(scoped_name(name, scope), data=in_order(tensor))
-                    forget(tensor)
+                    finish(tensor)
 
 
 def write_shard(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -114,7 +114,7 @@ def write_shard(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         _put_texts(file, "layer_names", [f"{name}:0" for name in tensors])
         for name, tensor in tensors.items():
             file.create_dataset(f"{name}:0", data=in_order(tensor))
-            forget(tensor)
+            finish(tensor)
 
 
 def _check_storable(path: Path, tensors: Mapping[str, np.ndarray]) -> None:

@@ -27,7 +27,7 @@ import numpy as np
 
 from distilbert.core.config import DistilBertConfig
 from distilbert.core.errors import CheckpointError
-from distilbert.core.formats import DTYPES, forget, h5, hdf5, in_order, map_file, stored_zip
+from distilbert.core.formats import DTYPES, finish, h5, hdf5, in_order, map_file, stored_zip
 from distilbert.core.spec import DISTILBERT, KERAS, KERAS_CLASSES, KERAS_TIED_CLASS, Family, Parameter, parameters
 
 WEIGHTS_FILE, CONFIG_FILE, METADATA_FILE = "model.weights.h5", "config.json", "metadata.json"  # of a .keras
@@ -203,7 +203,7 @@ def write_variables(path: Path, written: Iterable[tuple[str, str | None, np.ndar
                 file.create_dataset(place, data=values.view("V2")).attrs["dtype"] = BFLOAT16.name
             else:
                 file.create_dataset(place, data=values)
-            forget(tensor)
+            finish(tensor)
 
 
 def write_archive(

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from distilbert.core.errors import CheckpointError
-from distilbert.core.formats import DTYPES, forget, map_file, pieces
+from distilbert.core.formats import DTYPES, finish, map_file, pieces
 
 MAX_HEADER = 100_000_000  # bytes; the reference reader's limit
 METADATA = "__metadata__"
@@ -119,4 +119,4 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, 
         file.write(len(text).to_bytes(8, "little") + text)
         for _, tensor in ordered:
             file.writelines(pieces(tensor))
-            forget(tensor)
+            finish(tensor)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from distilbert.core.errors import CheckpointError
-from distilbert.core.formats import forget, pieces
+from distilbert.core.formats import finish, pieces
 from distilbert.core.formats.stored_zip import FIRST_TIME
 from distilbert.core.formats.torch_bin import STORAGES
 
@@ -53,7 +53,7 @@ def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
                 entry = zipfile.ZipInfo(f"{FOLDER}/data/{number}", FIRST_TIME)
                 with archive.open(entry, "w", force_zip64=tensor.nbytes >= 1 << 31) as file:
                     file.writelines(pieces(tensor))
-                forget(tensor)
+                finish(tensor)
         archive.writestr(zipfile.ZipInfo(f"{FOLDER}/version", FIRST_TIME), b"3\n")
 
 
