@@ -13,7 +13,7 @@ from distilbert.conversion.source import detect_head
 from distilbert.core.checkpoint import read_checkpoint
 from distilbert.core.spec import DISTILBERT
 from distilbert.parity.comparison import REFERENCE, compare
-from distilbert.parity.inputs import batches
+from distilbert.parity.inputs import batches, many_rows
 from distilbert.parity.reporting import environment, number
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
@@ -45,7 +45,8 @@ def main(device="cpu", *paths):
             config = DistilBertConfig.from_pretrained(path)
             tensors, weights = read_checkpoint(path)
             head = detect_head(tensors, config, str(weights), DISTILBERT)
-            found = compare(path, head, batches(config, head), backends=BACKENDS, dtype=dtype, device=device)
+            made = (batches if dtype == "float32" else many_rows)(config, head)
+            found = compare(path, head, made, backends=BACKENDS, dtype=dtype, device=device)
             for backend in BACKENDS:
                 own = [d for d in found.differences if (d.backend, d.other) == (backend, REFERENCE)]
                 worst = {}

@@ -51,7 +51,7 @@ def parity(
         warnings.filterwarnings("ignore", "You are using a softmax over axis")  # Keras, of texts of one token
         from distilbert.parity import reporting
         from distilbert.parity.comparison import compare
-        from distilbert.parity.inputs import batches, from_texts
+        from distilbert.parity.inputs import batches, from_texts, many_rows
 
         if report is not None:
             reporting.require_libraries()
@@ -67,7 +67,7 @@ def parity(
             if not made:
                 raise InputError(f"{input}: expected texts, one a line, found none")
         else:
-            made = batches(config, head)
+            made = (batches if dtype == "float32" else many_rows)(config, head)
         found = compare(path, head, made, backends=chosen, dtype=dtype, device=device)
         if report is not None:
             with replace_file(str(report)) as file:

@@ -10,6 +10,7 @@ FLOAT32 = {"cpu": 1e-5, "cuda": 2e-5}
 # Lower precision: how much worse than the worst of the others a backend's typical error (root mean square, against
 # float64) may be. The largest error would be chance, and so would be that of a loss, which is one number.
 RATIO = 1.5
+LEAST = 200  # numbers, of which fewer have no typical error
 # What training in two backends from the same start may lead to: the difference of the losses at each step, and of
 # the final weights, relative to the largest of a parameter.
 TRAINED_LOSS = 1e-4
@@ -21,6 +22,6 @@ def float32_bound(device: str) -> float:
     return FLOAT32["cpu" if device == "cpu" else "cuda"]
 
 
-def low_precision_bound(others: list[float]) -> float:
-    """The bound given the typical errors of the other backends; infinite without any."""
-    return RATIO * max(others, default=inf)
+def low_precision_bound(others: list[float], count: int) -> float:
+    """The bound on the typical error of ``count`` numbers, given those of the other backends; infinite without any."""
+    return RATIO * max(others, default=inf) if count >= LEAST else inf

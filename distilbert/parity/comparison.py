@@ -175,7 +175,7 @@ def _judged(errors: Mapping[tuple[str, str], Mapping[str, Error]], dtype: str, d
                 yield Difference(quantity, one, other, error, error.largest, float32_bound(device))
                 continue
             is_bounded = other == REFERENCE and "loss" not in quantity
-            limit = low_precision_bound([value for backend, value in typical.items() if backend != one])
+            limit = low_precision_bound([value for backend, value in typical.items() if backend != one], error.count)
             yield Difference(quantity, one, other, error, error.typical, limit if is_bounded else inf)
 
 

@@ -39,6 +39,15 @@ def batches(config: DistilBertConfig, head: str, seed: int = 0) -> dict[str, Bat
     }
 
 
+def many_rows(config: DistilBertConfig, head: str, seed: int = 0) -> dict[str, Batch]:
+    """Batches with enough numbers for typical errors to be typical, as lower precision needs; one has padded rows."""
+    generator = np.random.default_rng(seed)
+    length = min(LENGTH, config.max_position_embeddings)
+    made = {f"batch {number}": batch(config, head, 24, length, generator) for number in range(1, 5)}
+    made["batch 4"]["attention_mask"][-4:] = 0
+    return made
+
+
 def batch(config: DistilBertConfig, head: str, rows: int, length: int, generator: np.random.Generator) -> Batch:
     """Random ids, a mask with padding on the right, on the left and with a hole, and labels."""
     shape = (rows, CHOICES, length) if head == "multiple-choice" else (rows, length)

@@ -10,7 +10,7 @@ from backends import HEADS, head_of
 import distilbert.pt.encoder
 from distilbert import DistilBertConfig
 from distilbert.parity.comparison import REFERENCE, compare
-from distilbert.parity.inputs import batch, batches
+from distilbert.parity.inputs import batches, many_rows
 
 BACKENDS = ("torch", "torch:sdpa", "tf", "flax")
 
@@ -36,14 +36,6 @@ def run(shallow):
 
 def one_batch(config, head):
     return {"ragged": batches(config, head)["ragged"]}
-
-
-def many_rows(config, head):
-    """Enough numbers for typical errors to be typical; in one of the batches no token of the last texts counts."""
-    generator = np.random.default_rng(0)
-    made = {f"batch {number}": batch(config, head, 24, 12, generator) for number in range(4)}
-    made["batch 3"]["attention_mask"][-4:] = 0
-    return made
 
 
 @device
