@@ -308,3 +308,27 @@ def test_bfloat16_is_cast_to_float32_exactly(checkpoint, tmp_path):
     convert(tmp_path / "half", tmp_path / "whole", "safetensors", dtype="float32")
     expected = read(checkpoint, "safetensors")["classifier.weight"].astype(ml_dtypes.bfloat16).astype(np.float32)
     np.testing.assert_array_equal(read(tmp_path / "whole", "safetensors")["classifier.weight"], expected)
+
+
+@pytest.mark.parametrize("file_format", ["safetensors", "h5"])
+def test_a_cast_is_that_of_each_number(file_format, checkpoint, tmp_path):
+    """From a source of either orientation; what a dry run announces is what is written."""
+    source = tmp_path / "other"
+    convert(checkpoint, source, file_format)
+    options = {"dtype": "float16", "max_shard_size": "20KB"}
+    announced = convert(source, tmp_path / "half", "safetensors", dry_run=True, **options)
+    assert announced == convert(source, tmp_path / "half", "safetensors", **options)
+    assert sorted(announced.files) == sorted(path.name for path in (tmp_path / "half").iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["half", "other", "source"]
+    convert(tmp_path / "half", tmp_path / "whole", "safetensors")
+    expected = {name: value.astype(np.float16) for name, value in read(checkpoint, "safetensors").items()}
+    assert_identical(read(tmp_path / "whole", "safetensors"), expected)
+
+
+@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("size", ["20KB", "5GB"])
+def test_progress_adds_up(to, size, checkpoint, tmp_path):
+    seen = []
+    convert(checkpoint, tmp_path / "target", to, max_shard_size=size, progress=lambda *bytes: seen.append(bytes))
+    (total,) = {total for _, total in seen}
+    assert sum(size for size, _ in seen) == total == sum(v.nbytes for v in read(checkpoint, "safetensors").values())
