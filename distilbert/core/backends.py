@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 
 from distilbert.core.errors import MissingBackendError
 
 # By the name of the extra: what has to be installed, and our package for it. The first is the default.
 BACKENDS = {
     "torch": ("torch", "distilbert.pt"),
-    "tf": ("tensorflow", "distilbert.tf"),
+    "tf": (os.environ.get("KERAS_BACKEND", "tensorflow"), "distilbert.tf"),  # which Keras runs on
     "flax": ("flax", "distilbert.flax"),
 }
 

@@ -89,10 +89,18 @@ def parse_device(device: str | None) -> str:
     Raises:
         InputError: it is not there.
     """
-    present = [kind for kind in ("gpu", "tpu", "cpu") if keras.distribution.list_devices(kind)]
+    counts = {kind: _count(kind) for kind in ("gpu", "tpu", "cpu")}
+    present = [kind for kind, count in counts.items() if count]
     if device == "auto":
         return f"{present[0]}:0"
     kind, _, number = (device or "cpu").replace("cuda", "gpu").partition(":")
-    if kind not in present or int(number or 0) >= len(keras.distribution.list_devices(kind)):
+    if (number and not number.isdecimal()) or int(number or 0) >= counts.get(kind, 0):
         raise InputError(f"device is {device!r}, which Keras cannot use here; it sees {', '.join(present)}")
     return f"{kind}:{number or 0}"
+
+
+def _count(kind: str) -> int:
+    try:
+        return len(keras.distribution.list_devices(kind))
+    except RuntimeError:  # JAX, of a kind that it does not see
+        return 0

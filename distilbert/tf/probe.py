@@ -42,6 +42,7 @@ class Probe:
         **overrides: Any,
     ) -> None:
         self.device = parse_device(device)
+        _compute_exactly()
         with keras.device(self.device):
             self.model: PreTrainedModel = MODELS[head].from_pretrained(  # type: ignore[assignment]
                 name_or_path, dtype=dtype, **overrides
@@ -84,6 +85,18 @@ class Probe:
     def save(self, folder: Path) -> None:
         """Write the model as the framework's users would."""
         self.model.save_pretrained(folder, format="h5" if self.model.variable_dtype != "bfloat16" else "safetensors")
+
+
+def _compute_exactly() -> None:
+    """Keep accelerators from rounding what goes into float32 products to fewer bits."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.experimental.enable_tensor_float_32_execution(False)
+    elif keras.backend.backend() == "jax":
+        import jax
+
+        jax.config.update("jax_default_matmul_precision", "highest")
 
 
 def _gradients(model: PreTrainedModel, inputs: Mapping[str, np.ndarray], variables: list[keras.Variable]) -> list[Any]:

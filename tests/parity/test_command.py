@@ -3,6 +3,9 @@
 import functools
 import html.parser
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -84,3 +87,26 @@ def test_a_page_about_who_is_off(monkeypatch, tmp_path):
     assert "http" not in page.read_text().replace("http://www.w3.org/", "").replace("http://purl.org/", "").replace(
         "http://creativecommons.org/", ""
     )
+
+
+def test_keras_on_jax():
+    """As on machines that have a GPU but no TensorFlow for it."""
+    command = [
+        sys.executable,
+        "-m",
+        "distilbert",
+        "parity",
+        MODEL,
+        "--backends",
+        "torch,tf",
+        "--text",
+        "a film",
+        "--json",
+    ]
+    environment = os.environ | {"KERAS_BACKEND": "jax"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    quantities = {
+        (entry["backend"], entry["quantity"].split("/")[0]) for entry in json.loads(done.stdout)["differences"]
+    }
+    assert {("tf", "hidden_states"), ("tf", "gradients")} <= quantities
