@@ -194,9 +194,12 @@ def _cast(
                 file.truncate(start + tensor.size * wanted.itemsize)
                 cast[name] = np.memmap(file, wanted, "r+", start, tensor.shape)
                 for row in range(0, len(tensor), TILE):
-                    cast[name][row : row + TILE] = tensor[row : row + TILE]
+                    rows = np.s_[row : row + TILE]
+                    cast[name][rows] = tensor[rows]
+                    forget(cast[name][rows])
+                    if tensor.flags.c_contiguous:
+                        forget(tensor[rows])
                 forget(tensor)
-                forget(cast[name])
             yield tensors | cast
     except OSError as error:
         if isinstance(error, CheckpointError):
