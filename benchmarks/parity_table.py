@@ -9,10 +9,8 @@ import warnings
 from pathlib import Path
 
 from distilbert import DistilBertConfig
-from distilbert.conversion.source import detect_head
-from distilbert.core.checkpoint import read_checkpoint
-from distilbert.core.spec import DISTILBERT
-from distilbert.parity.comparison import REFERENCE, compare
+from distilbert.conversion.source import head_of
+from distilbert.parity.comparison import REFERENCE, compare, is_worse
 from distilbert.parity.inputs import batches, many_rows
 from distilbert.parity.reporting import environment, number
 
@@ -43,8 +41,7 @@ def main(device="cpu", *paths):
         print("|---|---|---|---|---|---|---|---|")
         for path in map(Path, paths or CASES):
             config = DistilBertConfig.from_pretrained(path)
-            tensors, weights = read_checkpoint(path)
-            head = detect_head(tensors, config, str(weights), DISTILBERT)
+            head = head_of(path, config)
             made = (batches if dtype == "float32" else many_rows)(config, head)
             found = compare(path, head, made, backends=BACKENDS, dtype=dtype, device=device)
             for backend in BACKENDS:
@@ -52,7 +49,8 @@ def main(device="cpu", *paths):
                 worst = {}
                 for difference in own:
                     name = kind(difference.quantity)
-                    worst[name] = max(difference.measured, worst.get(name, 0))
+                    if is_worse(difference.measured, worst.get(name, 0)):
+                        worst[name] = difference.measured
                 cells = [number(worst[name]) if name in worst else "" for name in COLUMNS]
                 is_within = all(d.is_within for d in found.differences if backend in (d.backend, d.other))
                 print(f"| {path.name} ({head}) | {backend} | {' | '.join(cells)} | {'yes' if is_within else 'NO'} |")

@@ -104,7 +104,7 @@ def convert(
         allow_unused: source names to leave behind.
         allow_missing: canonical names (PyTorch's) to initialise where the source lacks them.
         dry_run: plan only, write nothing.
-        verify: compare what source and target compute before the target gets its name, see ``verification.verify``.
+        verify: compare what source and target compute before the target gets its name, see ``verification.compare``.
         atol: the largest difference that ``verify`` allows in any number, in units of the largest where that is more
             than 1. A cast by ``dtype`` counts as a difference.
         progress: called for each tensor written with its size and that of all, in bytes.
@@ -123,7 +123,9 @@ def convert(
         raise InputError(f"the format is {to!r}, expected one of {', '.join(NAMES)}")
     if verify:
         if allow_missing:
-            raise InputError("verify compares with what the source computes, which allow_missing says is incomplete")
+            raise InputError("verify and allow_missing: a source that lacks weights computes nothing to compare with")
+        if dry_run:
+            raise InputError("verify and dry_run: a dry run writes nothing that could be verified")
         require_frameworks(opened.file_format, to)
     planned, entries = _plan(opened, to, dtype, allow_unused, allow_missing)
     target = Path(target)
@@ -185,22 +187,28 @@ def _cast(
     if dry_run:  # which asks for sizes only
         yield tensors | {name: np.broadcast_to(np.empty((), wanted), tensor.shape) for name, tensor in floats.items()}
         return
-    folder = next(parent for parent in target.resolve().parents if parent.exists())
+    folder = next(place for place in (target.resolve(), *target.resolve().parents) if place.exists())
     cast: dict[str, np.ndarray] = {}
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             for name, tensor in floats.items():
-                start = file.seek(0, os.SEEK_END)
-                file.truncate(start + tensor.size * wanted.itemsize)
+                start, size = file.seek(0, os.SEEK_END), tensor.size * wanted.itemsize
+                if hasattr(os, "posix_fallocate"):  # a disk that is full says so here, and only stops us below
+                    os.posix_fallocate(file.fileno(), start, size)
+                else:
+                    file.truncate(start + size)
                 cast[name] = np.memmap(file, wanted, "r+", start, tensor.shape)
                 for row in range(0, len(tensor), TILE):
                     rows = np.s_[row : row + TILE]
-                    cast[name][rows] = tensor[rows]
+                    with np.errstate(over="raise"):
+                        cast[name][rows] = tensor[rows]
                     forget(cast[name][rows])
                     if tensor.flags.c_contiguous:
                         forget(tensor[rows])
                 forget(tensor)
             yield tensors | cast
+    except FloatingPointError:
+        raise InputError(f"{name} has values too large for {dtype}; choose bfloat16, or leave the type") from None
     except OSError as error:
         if isinstance(error, CheckpointError):
             raise
@@ -301,7 +309,7 @@ def _initial(row: Parameter, config: DistilBertConfig) -> np.ndarray:
 @contextmanager
 def _written(target: Path, superseded: tuple[str, ...]) -> Iterator[Path]:
     """An empty folder to write into, which becomes ``target`` by one rename, or its files those of ``target``."""
-    if target.exists() and any(target.iterdir()):
+    if target.exists():
         with replace_files(target, superseded) as stage:
             yield stage
         return

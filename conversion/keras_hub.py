@@ -30,6 +30,7 @@ from distilbert.core.tokenizer import CONFIG_FILE as TOKENIZER_CONFIG_FILE
 from distilbert.core.tokenizer import VOCAB_FILE, DistilBertTokenizer
 
 NAME = "keras-hub"  # of the format
+FRAMEWORK = "tf"
 CONFIG_FILE, WEIGHTS_FILE, METADATA_FILE = "config.json", "model.weights.h5", "metadata.json"
 SHARDS_FILE = "model.weights.json"  # what KerasHub has in place of weights above 10 GB
 TASK_FILE, TASK_WEIGHTS_FILE = "task.json", "task.weights.h5"
@@ -54,6 +55,8 @@ FIELDS = {
 }
 # What KerasHub's classes always compute.
 FIXED: dict[str, Any] = {"activation": "gelu", "sinusoidal_pos_embds": False, "pruned_heads": {}}
+# How KerasHub's tokenizer has to split for ours to do the same.
+TOKENIZER: dict[str, Any] = {"split": True, "suffix_indicator": "##", "oov_token": "[UNK]"}
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # the only ones KerasHub's tokenizer knows
 
 
@@ -238,11 +241,14 @@ def _tokenizer_options(folder: Path, config: DistilBertConfig) -> dict[str, Any]
     if not path.is_file() or not vocabulary.is_file():
         return None
     theirs = _config_of(hub.read_json(path), path)
+    for name, value in TOKENIZER.items():
+        if theirs.get(name, value) != value:
+            raise CheckpointError(f"{path}: its {name} is {theirs[name]!r:.80}, expected {value!r}: ours has no other")
     preprocessor = current_file(folder, PREPROCESSOR_FILE)
     limit = None
     if preprocessor.is_file():
         limit = _config_of(hub.read_json(preprocessor), preprocessor).get("sequence_length")
-        if limit is not None and (not isinstance(limit, int) or limit < 1):
+        if limit is not None and (type(limit) is not int or limit < 1):
             raise CheckpointError(f"{preprocessor}: its sequence_length is {limit!r:.80}, expected an integer above 0")
     return {
         "do_lower_case": bool(theirs.get("lowercase")),

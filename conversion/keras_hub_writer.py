@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from distilbert.conversion.keras_hub import (
     SPECIAL_TOKENS,
     TASK_FILE,
     TASK_WEIGHTS_FILE,
+    TOKENIZER,
     TOKENIZER_FILE,
     VOCABULARY_FILE,
     WEIGHTS_FILE,
@@ -33,6 +35,8 @@ from distilbert.core.errors import InputError
 from distilbert.core.formats import h5, keras
 from distilbert.core.spec import KERAS, Family, get_head, parameters
 from distilbert.core.tokenizer import DistilBertTokenizer
+
+logger = logging.getLogger("distilbert")
 
 VERSION = "0.32.0"  # of KerasHub, whose layout this is
 # How KerasHub hides words to be predicted, unless told otherwise.
@@ -68,6 +72,12 @@ class Preset:
             InputError: the model or the tokenizer is one that KerasHub's classes cannot be.
         """
         _check_model(config, head, family)
+        if any(row.tied_to for row in get_head(family, head).rows):
+            logger.warning(
+                "KerasHub's %s has the epsilon 1e-5 in its head's norm, %s 1e-12: its logits will differ by about 1e-4",
+                get_head(family, head).keras_hub,
+                family.stem,
+            )
         if tokenizer is not None:
             _check_tokenizer(tokenizer, config)
         weights: dict[str, list[tuple[str, None, np.ndarray]]] = {}
@@ -196,9 +206,7 @@ def _tokenizer(tokenizer: DistilBertTokenizer, family: Family) -> dict[str, Any]
         "sequence_length": None,
         "lowercase": tokenizer.do_lower_case,
         "strip_accents": strips,
-        "split": True,
-        "suffix_indicator": "##",
-        "oov_token": "[UNK]",
+        **TOKENIZER,
         "special_tokens": None,
         "special_tokens_in_strings": False,
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from distilbert.conversion import keras_hub
-from distilbert.core.checkpoint import FORMATS, pair, read_format
+from distilbert.core.checkpoint import FORMATS, pair, read_checkpoint, read_format
 from distilbert.core.config import DistilBertConfig
 from distilbert.core.errors import CheckpointError, InputError
 from distilbert.core.formats import keras
@@ -93,6 +93,12 @@ def _open_preset(folder: Path, file_format: str | None, head: str | None, family
     opened = keras_hub.read(folder, family)
     get_head(family, head or opened.head)
     return Source(folder, opened.path, keras_hub.NAME, opened.config, opened.tensors, head or opened.head, family)
+
+
+def head_of(path: str | Path, config: DistilBertConfig, family: Family = DISTILBERT) -> str:
+    """The head of the weights that ``from_pretrained`` takes from a folder or from the Hub; see ``detect_head``."""
+    tensors, weights = read_checkpoint(path)
+    return detect_head(tensors, config, str(weights), family)
 
 
 def detect_head(tensors: Mapping[str, np.ndarray], config: DistilBertConfig, source: str, family: Family) -> str:

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
+from distilbert.conversion import keras_hub
 from distilbert.conversion.source import Source, open_source
 from distilbert.core.backends import choose_backend
 from distilbert.core.checkpoint import FORMATS, match, write_checkpoint
 from distilbert.core.errors import CheckpointError
 from distilbert.core.spec import parameters
-from distilbert.parity.comparison import make_probe
+from distilbert.parity.comparison import layer_of, make_probe
 from distilbert.parity.inputs import batch
 
-FRAMEWORKS = {"h5": "tf", "keras": "tf", "keras-weights": "tf", "keras-hub": "tf", "msgpack": "flax"}  # else torch
 SHAPES = ((3, 12), (4, 7))  # rows and tokens of the batches
 Arrays = dict[str, np.ndarray]
 
@@ -34,6 +34,11 @@ class Layer:
     converted: float
     reloaded: float  # after the target's framework has saved and loaded it once more
 
+    @property
+    def largest(self) -> float:
+        """The larger of both; NaN if one is."""
+        return float(np.maximum(self.converted, self.reloaded))
+
 
 @dataclass(frozen=True)
 class Verification:
@@ -47,7 +52,7 @@ class Verification:
     @property
     def first_outside(self) -> Layer | None:
         """The first layer with a difference above ``atol``, or with a NaN."""
-        return next((layer for layer in self.layers if not max(layer.converted, layer.reloaded) <= self.atol), None)
+        return next((layer for layer in self.layers if not layer.largest <= self.atol), None)
 
 
 class VerificationError(CheckpointError):
@@ -57,7 +62,7 @@ class VerificationError(CheckpointError):
         layer = verification.first_outside
         assert layer is not None
         super().__init__(
-            f"{target}: {layer.name} differs by {max(layer.converted, layer.reloaded):.1e} from the source, expected "
+            f"{target}: {layer.name} differs by {layer.largest:.1e} from the source, expected "
             f"at most {verification.atol:.1e}; nothing was written"
         )
         self.verification = verification
@@ -69,10 +74,14 @@ def require_frameworks(source_format: str, target_format: str) -> tuple[str, str
     Raises:
         MissingBackendError: one of them is not installed.
     """
-    wanted = (FRAMEWORKS.get(source_format, "torch"), FRAMEWORKS.get(target_format, "torch"))
+    wanted = (_framework(source_format), _framework(target_format))
     for framework in wanted:
         choose_backend(framework)
     return wanted
+
+
+def _framework(file_format: str) -> str:
+    return keras_hub.FRAMEWORK if file_format == keras_hub.NAME else FORMATS[file_format].framework
 
 
 def compare(source: Source, written: Path, target_format: str, atol: float) -> Verification:
@@ -113,12 +122,7 @@ def _differences(actual: Mapping[str, np.ndarray], expected: Mapping[str, np.nda
     layers = sum(name.startswith("attentions/") for name in expected)
     found = dict.fromkeys(["embeddings", *(f"layer {number + 1}" for number in range(layers)), "head"], 0.0)
     for quantity, value in expected.items():
-        kind, _, number = quantity.partition("/")
-        name = "head"
-        if kind == "hidden_states":
-            name = f"layer {number}" if number != "0" else "embeddings"
-        elif kind == "attentions":
-            name = f"layer {int(number) + 1}"
+        name = layer_of(quantity)
         difference = np.abs(actual[quantity] - value).max() / max(1.0, np.abs(value).max())
         found[name] = float(np.maximum(found[name], difference))
     return found

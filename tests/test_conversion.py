@@ -332,3 +332,30 @@ def test_progress_adds_up(to, size, checkpoint, tmp_path):
     convert(checkpoint, tmp_path / "target", to, max_shard_size=size, progress=lambda *bytes: seen.append(bytes))
     (total,) = {total for _, total in seen}
     assert sum(size for size, _ in seen) == total == sum(v.nbytes for v in read(checkpoint, "safetensors").values())
+
+
+def test_a_cast_that_would_overflow_is_refused(checkpoint, tmp_path):
+    tensors = dict(safetensors.read(checkpoint / "model.safetensors"))
+    tensors["classifier.bias"] = np.full_like(tensors["classifier.bias"], 1e6)
+    safetensors.write(tmp_path / "new", tensors)
+    (tmp_path / "new").replace(checkpoint / "model.safetensors")
+    with pytest.raises(InputError, match=r"classifier.bias has values too large for float16; choose bfloat16"):
+        convert(checkpoint, tmp_path / "half", "safetensors", dtype="float16")
+    assert not (tmp_path / "half").exists()
+    convert(checkpoint, tmp_path / "half", "safetensors", dtype="bfloat16")
+
+
+def test_a_dry_run_cannot_be_verified(checkpoint, tmp_path):
+    with pytest.raises(InputError, match="dry run writes nothing"):
+        convert(checkpoint, tmp_path / "target", "torch", dry_run=True, verify=True)
+
+
+@pytest.mark.parametrize("to", ["h5", "keras", "keras-weights"])
+def test_errors_of_hdf5_are_one_line(to, checkpoint, tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise RuntimeError("Disable slist on flush dest failure\n(file write failed: errno = 28, buf = 0x1)")
+
+    monkeypatch.setattr("h5py.Group.create_dataset", fail)
+    with pytest.raises(CheckpointError, match=r"cannot write: No space left on device; nothing was changed$"):
+        convert(checkpoint, tmp_path / "target", to)
+    assert list(tmp_path.iterdir()) == [checkpoint]

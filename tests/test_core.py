@@ -252,3 +252,10 @@ def test_native_names_are_those_in_transformers_files(case, head, layout):
     else:  # a masked LM's output group repeats the tied embeddings
         names = {name: shape for name, shape in names.items() if not name.startswith("embeddings/")}
     assert derived == names
+
+
+def test_the_epsilon_of_norms_is_no_option():
+    """It is the same in every DistilBERT of transformers, whatever stands in a config; the key is kept."""
+    config = DistilBertConfig.from_dict({"layer_norm_eps": 1e-3})
+    assert config.layer_norm_eps == 1e-12
+    assert config.to_dict()["layer_norm_eps"] == 1e-3

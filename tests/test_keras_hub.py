@@ -303,6 +303,10 @@ def surplus(folder):
         ),
         (shards([1]), r"has no weight_map"),
         (set_in("preprocessor.json", sequence_length="long"), r"its sequence_length is 'long', expected an integer"),
+        (set_in("preprocessor.json", sequence_length=True), r"its sequence_length is True, expected an integer"),
+        (set_in("tokenizer.json", suffix_indicator="@@"), r"its suffix_indicator is '@@', expected '##'"),
+        (set_in("tokenizer.json", oov_token="<unk>"), r"its oov_token is '<unk>', expected '\[UNK\]'"),
+        (set_in("tokenizer.json", split=False), r"its split is False, expected True"),
         (surplus, r"model.weights.h5/layers/adapter/vars/0 would be left over"),
     ],
 )

@@ -47,7 +47,9 @@ def convert(
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare what source and target compute, each in its own framework.")
     ] = False,
-    atol: Annotated[float, typer.Option(min=0, help="The largest difference that --verify allows.")] = ATOL,
+    atol: Annotated[
+        float, typer.Option(min=0, help="The largest difference that --verify allows; a cast by --dtype is one.")
+    ] = ATOL,
     as_json: AsJson = False,
 ) -> None:
     """Convert weights between formats, Keras's and KerasHub's too, bit for bit; config and tokenizer go along."""
@@ -72,7 +74,9 @@ def convert(
                     progress=progress,
                 )
         except conversion.VerificationError as error:
-            if not as_json:
+            if as_json:
+                print_json({"verification": asdict(error.verification)})
+            else:
                 _print_verification(error.verification)
             raise
         if as_json:

@@ -14,16 +14,14 @@ import typer
 from distilbert.cli.conversion import AsJson, SourceHead
 from distilbert.cli.streams import open_windows
 from distilbert.cli.terminal import exit_statuses, print_json, print_table
-from distilbert.conversion.source import detect_head
+from distilbert.conversion.source import head_of
 from distilbert.core.backends import BACKENDS
-from distilbert.core.checkpoint import read_checkpoint
 from distilbert.core.config import DistilBertConfig
 from distilbert.core.errors import InputError
 from distilbert.core.files import replace_file
-from distilbert.core.spec import DISTILBERT
 from distilbert.core.tokenizer import DistilBertTokenizer
 
-TEXTS = 8  # in a batch
+TEXTS = 64  # read at a time
 
 
 def parity(
@@ -55,28 +53,29 @@ def parity(
 
         if report is not None:
             reporting.require_libraries()
+            if report.is_dir() or not report.parent.is_dir():
+                raise InputError(f"{report}: expected the name of a file in a folder that is there")
         chosen = _chosen(backends)
         config = DistilBertConfig.from_pretrained(path)
-        if head is None:
-            tensors, weights = read_checkpoint(path)
-            head = detect_head(tensors, config, str(weights), DISTILBERT)
+        head = head or head_of(path, config)
         if text or input:
             tokenizer = DistilBertTokenizer.from_pretrained(path)
             with open_windows(text, input or "-", TEXTS) as (windows, _):
-                made = from_texts(windows, tokenizer, config, head)
+                texts = [line for window in windows for line in window]
+            made = from_texts(texts, tokenizer, config, head)
             if not made:
                 raise InputError(f"{input}: expected texts, one a line, found none")
         else:
             made = (batches if dtype == "float32" else many_rows)(config, head)
         found = compare(path, head, made, backends=chosen, dtype=dtype, device=device)
-        if report is not None:
-            with replace_file(str(report)) as file:
-                file.write(reporting.page(found, path, made))
         if as_json:
             print_json(asdict(found) | {"environment": reporting.environment(found)})
         else:
             print_table(f"{path}, {head}, {dtype} on {device}: largest errors", *reporting.table(found))
             typer.echo(reporting.verdict(found))
+        if report is not None:
+            with replace_file(str(report)) as file:
+                file.write(reporting.page(found, path, made))
     if found.outside:
         raise typer.Exit(1)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import typer
 from rich import box
@@ -45,14 +47,25 @@ def exit_statuses() -> Iterator[None]:
         raise typer.Exit(BROKEN_PIPE) from None
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
-    except (DistilBertError, OSError) as error:
+    except DistilBertError as error:
         logger.error("%s", error)
+        raise typer.Exit(1) from None
+    except OSError as error:
+        logger.error("%s: %s", error.filename, error.strerror) if error.filename else logger.error("%s", error)
         raise typer.Exit(1) from None
 
 
 def print_json(content: object) -> None:
-    """One JSON object on standard output."""
-    typer.echo(json.dumps(content, ensure_ascii=False, default=str))
+    """One JSON object on standard output; numbers that JSON lacks, such as an absent bound, are null."""
+    typer.echo(json.dumps(_finite(content), ensure_ascii=False, default=str, allow_nan=False))
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:

@@ -103,6 +103,7 @@ class Format:
     is_always_prefixed: bool = False  # the encoder's names, in a bare encoder too
     from_index: Callable[[str], str] = str  # from a name in the index of a sharded checkpoint to that in the shard
     to_index: Callable[[str, Owner], str] = lambda name, owner: name
+    framework: str = "torch"  # whose format it is
     suffix: str = ""  # where users choose the name, what such a file's ends in
     is_one_file: bool = False  # however large
 
@@ -150,13 +151,22 @@ FORMATS = {
         _write_h5,
         TENSORFLOW,
         is_always_prefixed=True,
+        framework="tf",
         from_index=h5.plain_name,
         to_index=lambda name, owner: h5.scoped_name(name, _keras_scope(owner)),
     ),
-    "msgpack": Format("flax_model.msgpack", flax_msgpack.read, _write_msgpack, FLAX),
-    "keras": Format("model.keras", keras.read_archive, _write_keras, KERAS, suffix=keras.SUFFIX, is_one_file=True),
+    "msgpack": Format("flax_model.msgpack", flax_msgpack.read, _write_msgpack, FLAX, framework="flax"),
+    "keras": Format(
+        *("model.keras", keras.read_archive, _write_keras, KERAS),
+        framework="tf",
+        suffix=keras.SUFFIX,
+        is_one_file=True,
+    ),
     "keras-weights": Format(
-        "model.weights.h5", keras.read_weights, _write_keras_weights, KERAS, suffix=".weights.h5", is_one_file=True
+        *("model.weights.h5", keras.read_weights, _write_keras_weights, KERAS),
+        framework="tf",
+        suffix=".weights.h5",
+        is_one_file=True,
     ),
 }
 

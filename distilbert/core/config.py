@@ -102,7 +102,7 @@ class DistilBertConfig:
                         f'config: model_type is "{value}", expected "{self.model_type}"; '
                         "this is not a DistilBERT checkpoint"
                     )
-            elif ALIASES.get(name, name) in self.__dataclass_fields__ and name != "extra":
+            elif ALIASES.get(name, name) in FIELDS and name != "extra":
                 setattr(self, name, value)
             else:
                 self.extra[name] = value
@@ -322,3 +322,7 @@ def _integer_keys(name: str, value: Any) -> dict[int, Any]:
         return {int(key): entry for key, entry in value.items()}
     except (AttributeError, TypeError, ValueError):
         raise ConfigError(f"config: {name} is {value!r}, expected a mapping whose keys are numbers") from None
+
+
+# Those that a config can set: not layer_norm_eps, which is the same in every DistilBERT whatever a file says.
+FIELDS = frozenset(entry.name for entry in fields(DistilBertConfig))

@@ -13,15 +13,23 @@ from typing import Any
 import numpy as np
 
 from distilbert.core.backends import choose_backend
-from distilbert.core.checkpoint import load
+from distilbert.core.checkpoint import load, require_head
 from distilbert.core.config import DistilBertConfig
+from distilbert.core.errors import InputError
+from distilbert.core.formats import DTYPES as STORED
 from distilbert.core.spec import DISTILBERT
 from distilbert.parity.bounds import float32_bound, low_precision_bound
 from distilbert.parity.inputs import Batch
 from distilbert.parity.reference import Reference
 
 REFERENCE = "float64"
+DTYPES = {name: STORED[name] for name in ("float32", "bfloat16", "float16")}
 Arrays = Mapping[str, np.ndarray]
+
+
+def is_worse(error: float, other: float) -> bool:
+    """Whether one error is larger than another; a NaN is larger than any number."""
+    return error > other or (error != error and other == other)
 
 
 @dataclass
@@ -45,7 +53,7 @@ class Error:
     def add(self, differences: np.ndarray, batch: str) -> None:
         """Count the differences found in another batch."""
         largest = float(differences.max(initial=0))
-        if not largest <= self.largest:  # so a NaN counts as larger than anything
+        if is_worse(largest, self.largest):
             self.largest, self.batch = largest, batch
         self.squares += float((differences**2).sum())
         self.count += differences.size
@@ -78,6 +86,11 @@ class Comparison:
     device: str
     backends: tuple[str, ...]
     differences: tuple[Difference, ...]
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether there was a bound on anything."""
+        return any(difference.bound < inf for difference in self.differences)
 
     @property
     def outside(self) -> list[Difference]:
@@ -129,23 +142,46 @@ def compare(
         MissingBackendError: a framework is not installed.
         InputError: the device is not there.
     """
-    config, tensors, _ = load(path, head, config=None, overrides={}, ignore_mismatched_sizes=False, family=DISTILBERT)
+    if dtype not in DTYPES:
+        raise InputError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+    options: dict[str, Any] = {"config": None, "overrides": {}, "ignore_mismatched_sizes": False}
+    config, tensors, report = load(path, head, family=DISTILBERT, **options)
+    require_head(report, head, path)
     probes = {backend: make_probe(backend, head, path, dtype=dtype, device=device) for backend in backends}
     is_float32 = dtype == "float32"
-    reference = Reference(config, head, tensors if is_float32 else next(iter(probes.values())).arrays())
+    reference = Reference(config, head, {name: value.astype(DTYPES[dtype]) for name, value in tensors.items()})
     errors: dict[tuple[str, str], dict[str, Error]] = {}
     for name, batch in batches.items():
         expected = reference(batch, with_gradients=is_float32)
-        expected |= {f"plain {quantity}": value for quantity, value in expected.items()}
+        expected |= {f"plain {quantity}": value for quantity, value in expected.items() if "/" not in quantity}
         found = {backend: everything(probe, batch, is_float32) for backend, probe in probes.items()}
         measure = units(expected)
         for one, other in combinations([*found, REFERENCE], 2):
             others = expected if other == REFERENCE else found[other]
             between = errors.setdefault((one, other), {})
-            for quantity in [quantity for quantity in found[one] if quantity in others]:
-                difference = np.abs(found[one][quantity].astype(np.float64) - others[quantity])
-                between.setdefault(quantity, Error()).add(difference / measure[quantity], name)
+            for quantity, unit in measure.items():
+                if quantity.startswith("attentions/") and not (has_attentions(one) and has_attentions(other)):
+                    continue
+                difference = np.array(inf)  # of what a backend does not give
+                if quantity in found[one] and quantity in others:
+                    difference = np.abs(found[one][quantity].astype(np.float64) - others[quantity]) / unit
+                between.setdefault(quantity, Error()).add(difference, name)
     return Comparison(config, head, dtype, device, tuple(probes), tuple(_judged(errors, dtype, device)))
+
+
+def has_attentions(backend: str) -> bool:
+    """Whether a backend, or the reference, gives attention probabilities; fused kernels do not."""
+    return backend.partition(":")[2] in ("", "eager")
+
+
+def layer_of(quantity: str) -> str:
+    """Where a quantity is computed: "embeddings", "layer 1", …, or "head"."""
+    kind, _, number = quantity.removeprefix("plain ").partition("/")
+    if kind == "attentions":
+        return f"layer {int(number) + 1}"
+    if kind == "hidden_states":
+        return f"layer {number}" if number != "0" else "embeddings"
+    return "head"
 
 
 def everything(probe: Any, batch: Batch, with_gradients: bool) -> dict[str, np.ndarray]:
@@ -175,7 +211,9 @@ def _judged(errors: Mapping[tuple[str, str], Mapping[str, Error]], dtype: str, d
                 yield Difference(quantity, one, other, error, error.largest, float32_bound(device))
                 continue
             is_bounded = other == REFERENCE and "loss" not in quantity
-            limit = low_precision_bound([value for backend, value in typical.items() if backend != one], error.count)
+            family = one.partition(":")[0]
+            others = [value for backend, value in typical.items() if backend.partition(":")[0] != family]
+            limit = low_precision_bound(others, error.count)
             yield Difference(quantity, one, other, error, error.typical, limit if is_bounded else inf)
 
 

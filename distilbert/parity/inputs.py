@@ -5,8 +5,6 @@ B batch, C choices, L length, H heads, D model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 
 from distilbert.core.config import DistilBertConfig
@@ -15,6 +13,7 @@ from distilbert.core.tokenizer import DistilBertTokenizer
 Batch = dict[str, np.ndarray]
 LENGTH = 12  # of all but the shortest and the longest
 CHOICES = 3
+TEXTS = 8  # of a user's, in a batch
 
 
 def batches(config: DistilBertConfig, head: str, seed: int = 0) -> dict[str, Batch]:
@@ -61,21 +60,20 @@ def batch(config: DistilBertConfig, head: str, rows: int, length: int, generator
 
 
 def from_texts(
-    windows: Iterable[list[str]], tokenizer: DistilBertTokenizer, config: DistilBertConfig, head: str, seed: int = 0
+    every: list[str], tokenizer: DistilBertTokenizer, config: DistilBertConfig, head: str, seed: int = 0
 ) -> dict[str, Batch]:
-    """A batch for each window of texts, with random labels. For multiple choice they are one text's choices."""
+    """Batches of a few texts each, with random labels. For multiple choice they are one text's choices."""
     generator = np.random.default_rng(seed)
     made: dict[str, Batch] = {}
-    number = 1
-    for texts in windows:
+    for start in range(0, len(every), TEXTS):
+        texts = every[start : start + TEXTS]
         encoded = tokenizer(texts, padding=True, truncation=True, max_length=config.max_position_embeddings)
         ids, mask = (np.asarray(encoded[name], np.int64) for name in ("input_ids", "attention_mask"))
         if head == "multiple-choice":
             ids, mask = ids[None], mask[None]
-        made[f"texts {number} to {number + len(texts) - 1}"] = {"input_ids": ids, "attention_mask": mask} | labels(
+        made[f"texts {start + 1} to {start + len(texts)}"] = {"input_ids": ids, "attention_mask": mask} | labels(
             config, head, mask, generator
         )
-        number += len(texts)
     return made
 
 

@@ -10,10 +10,11 @@ import platform
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import resources
+from math import inf, nan
 from pathlib import Path
 
 from distilbert.core.errors import MissingBackendError
-from distilbert.parity.comparison import REFERENCE, Comparison, Difference
+from distilbert.parity.comparison import REFERENCE, Comparison, Difference, is_worse, layer_of
 from distilbert.parity.inputs import Batch
 
 LIBRARIES = ("matplotlib", "jinja2")
@@ -45,23 +46,21 @@ def rows(comparison: Comparison) -> Rows:
     for difference in comparison.differences:
         pair = difference.backend, difference.other
         worst = found.setdefault(_label(difference.quantity), {})
-        if pair not in worst or not difference.measured <= worst[pair].measured:
+        if pair not in worst or is_worse(difference.measured, worst[pair].measured):
             worst[pair] = difference
     return found
 
 
 def _label(quantity: str) -> str:
-    kind, _, number = quantity.removeprefix("plain ").partition("/")
-    if kind == "hidden_states":
-        return f"layer {number}" if number != "0" else "embeddings"
-    return kind.replace("_", " ")
+    kind = quantity.removeprefix("plain ").partition("/")[0]
+    return layer_of(quantity) if kind == "hidden_states" else kind.replace("_", " ")
 
 
 def named(quantity: str) -> str:
     """A quantity in words."""
-    kind, _, name = quantity.removeprefix("plain ").partition("/")
+    kind, _, name = quantity.partition("/")
     if kind == "attentions":
-        return f"the attentions of layer {int(name) + 1}"
+        return f"the attentions of {layer_of(quantity)}"
     return f"the gradient of {name}" if kind == "gradients" else _label(quantity)
 
 
@@ -72,7 +71,7 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     for label, found in rows(comparison).items():
         of = {backend: found.get((backend, REFERENCE)) for backend in comparison.backends}
         bounds = [difference.bound for difference in of.values() if difference is not None]
-        lines.append([label, *(_cell(difference) for difference in of.values()), number(max(bounds, default=0.0))])
+        lines.append([label, *(_cell(difference) for difference in of.values()), _bound(max(bounds, default=inf))])
     return columns, lines
 
 
@@ -82,17 +81,23 @@ def _cell(difference: Difference | None) -> str:
     return number(difference.measured) + ("" if difference.is_within else " (!)")
 
 
+def _bound(value: float) -> str:
+    return number(value) if value < inf else "none"
+
+
 def number(value: float) -> str:
-    """An error or a bound for people to read."""
-    return f"{value:.1e}" if value < 1e9 else "none"
+    """An error for people to read."""
+    return f"{value:.1e}"
 
 
 def verdict(comparison: Comparison) -> str:
     """One sentence: all is well, or who is off and where first."""
+    if not comparison.is_judged:
+        return "nothing was judged: lower precision is measured by other frameworks, on at least 200 numbers"
     off = [difference for difference in comparison.outside if difference.other == REFERENCE]
     first = next(iter(off or comparison.outside), None)
     if first is None:
-        worst = max(comparison.differences, key=lambda difference: difference.measured / difference.bound)
+        worst = max(comparison.differences, key=lambda entry: entry.measured / entry.bound)
         return (
             f"{', '.join(comparison.backends)}: within the bounds; nearest to one is {_where(worst)}, "
             f"{number(worst.measured)} of {number(worst.bound)}"
@@ -170,7 +175,8 @@ def _pairs(comparison: Comparison) -> Iterator[tuple[str, str, str]]:
     worst: dict[tuple[str, str], Difference] = {}
     for difference in comparison.differences:
         pair = difference.backend, difference.other
-        if difference.other != REFERENCE and (pair not in worst or difference.measured > worst[pair].measured):
+        is_first = pair not in worst
+        if difference.other != REFERENCE and (is_first or is_worse(difference.measured, worst[pair].measured)):
             worst[pair] = difference
     for (one, other), difference in worst.items():
         yield f"{one} and {other}", number(difference.measured), named(difference.quantity)
@@ -205,7 +211,8 @@ def chart(comparison: Comparison) -> str:
                     linestyle=line,
                     linewidth=1.8,
                 )
-        limits = [max(difference.bound for difference in of.values()) for of in found.values()]
+        bounds = [max(entry.bound for (_, other), entry in of.items() if other == REFERENCE) for of in found.values()]
+        limits = [bound if bound < inf else nan for bound in bounds]
         axes.plot(range(len(found)), limits, color=BOUND, linestyle=(0, (5, 3)), linewidth=1.5, label="bound")
         axes.set_yscale("log")
         axes.set_xticks(range(len(found)), list(found), rotation=35, ha="right", rotation_mode="anchor")

@@ -61,8 +61,8 @@ class Probe:
         """The gradient of the loss by canonical name of each trained parameter, as float32."""
         self.model.zero_grad()
         self.model(**self.tensors(inputs)).loss.backward()
-        named = dict(self.model.named_parameters())
-        found = {name: value.grad for name, value in named.items() if value.grad is not None}
+        named = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+        found = {name: torch.zeros_like(value) if value.grad is None else value.grad for name, value in named.items()}
         return {name: to_array(value.float()) for name, value in found.items()}
 
     def train(

@@ -67,7 +67,10 @@ class Probe:
         rows = {row: variable for row, variable in self.model.variable_list() if variable.trainable}
         with keras.device(self.device):
             found = zip(rows, _gradients(self.model, inputs, list(rows.values())), strict=True)
-        arrays = {row: to_array(gradient).astype(np.float32) for row, gradient in found if gradient is not None}
+        arrays = {
+            row: np.zeros(rows[row].shape, np.float32) if gradient is None else to_array(gradient).astype(np.float32)
+            for row, gradient in found
+        }
         return {row.name: array.T if KERAS.is_transposed(row) else array for row, array in arrays.items()}
 
     def train(

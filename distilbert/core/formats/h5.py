@@ -7,8 +7,11 @@ with a number, and says nothing. A file may hold a tied weight once under each l
 
 from __future__ import annotations
 
+import errno
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -74,6 +77,24 @@ def _has_list(group: hdf5.Group, attribute: bytes) -> bool:
     return attribute in group.attributes or attribute + b"0" in group.attributes
 
 
+@contextmanager
+def created(path: Path) -> Iterator[h5py.File]:
+    """A new file, in the layout that ``hdf5`` reads.
+
+    Raises:
+        OSError: it cannot be written; HDF5 says so in its own words, and as other errors too.
+    """
+    try:
+        with h5py.File(path, "w", libver="earliest") as file:
+            yield file
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        found = re.search(r"errno = (\d+)", str(error))
+        code = int(found[1]) if found else getattr(error, "errno", None) or errno.EIO
+        raise OSError(code, os.strerror(code), str(path)) from error
+
+
 def write(path: Path, layers: Mapping[str, Mapping[str, np.ndarray]], scope: str) -> None:
     """Write a file that transformers 4 loads with its TensorFlow classes.
 
@@ -87,7 +108,7 @@ def write(path: Path, layers: Mapping[str, Mapping[str, np.ndarray]], scope: str
     """
     for tensors in layers.values():
         _check_storable(path, tensors)
-    with h5py.File(path, "w", libver="earliest") as file:
+    with created(path) as file:
         file.attrs["backend"] = "tensorflow"
         file.attrs["keras_version"] = "2.19.0"  # whose layout this is
         _put_texts(file, "layer_names", list(layers))
@@ -110,7 +131,7 @@ def write_shard(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         CheckpointError: a dtype that HDF5 lacks, such as bfloat16.
     """
     _check_storable(path, tensors)
-    with h5py.File(path, "w", libver="earliest") as file:
+    with created(path) as file:
         _put_texts(file, "layer_names", [f"{name}:0" for name in tensors])
         for name, tensor in tensors.items():
             file.create_dataset(f"{name}:0", data=in_order(tensor))

@@ -22,7 +22,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from distilbert.core.config import DistilBertConfig
@@ -109,8 +108,7 @@ def read_config(path: Path, family: Family = DISTILBERT) -> dict[str, Any]:
             case {"registered_name": str(name), "config": {"config": dict(values)}}:
                 classes = {f"{PACKAGE}>{_class_name(family, head)}": family.class_name(head) for head in family.heads}
                 if name in classes:
-                    values["architectures"] = [classes[name]]
-                return values
+                    return values | {"architectures": [classes[name]]}
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a .keras that can be read: {error!s:.200}") from None
     raise CheckpointError(f"{path}: holds another model than those of {PACKAGE}.tf, expected a TF{family.stem}… class")
@@ -189,7 +187,7 @@ def write_variables(path: Path, written: Iterable[tuple[str, str | None, np.ndar
     Raises:
         CheckpointError: a dtype that variables of our classes do not have.
     """
-    with h5py.File(path, "w", libver="earliest") as file:
+    with h5.created(path) as file:
         for place, layer, tensor in written:
             if tensor.dtype.name not in FLOATS:
                 raise CheckpointError(
