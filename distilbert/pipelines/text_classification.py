@@ -12,26 +12,17 @@ from distilbert.core.config import DistilBertConfig
 from distilbert.core.errors import InputError
 from distilbert.core.tokenizer import DistilBertTokenizer
 from distilbert.pipelines.batching import Model, run_by_length
+from distilbert.pipelines.scores import sigmoid, softmax
 
 logger = logging.getLogger("distilbert")
 
 HEAD = "sequence-classification"
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    exponentials = np.exp(logits - logits.max())
-    return exponentials / exponentials.sum()
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # exp overflows to infinity, whose reciprocal is the right 0
-        return 1 / (1 + np.exp(-logits))
-
-
 # From a row of logits to scores, under the names that users write.
 FUNCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "softmax": _softmax,
-    "sigmoid": _sigmoid,
+    "softmax": softmax,
+    "sigmoid": sigmoid,
     "none": np.asarray,
 }
 

@@ -1,0 +1,17 @@
+"""From logits to probabilities."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last axis."""
+    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Of each number."""
+    with np.errstate(over="ignore"):  # exp overflows to infinity, whose reciprocal is the right 0
+        return 1 / (1 + np.exp(-logits))

@@ -1,0 +1,249 @@
+"""Token classification: the entities in each text, and where in it they are.
+
+Options, keys and results are those of transformers 4.57's pipeline, but that a token continues a word where the
+tokenizer says so (``##``), not where it is shorter or longer than its text: an accent written as a character of its
+own, which the tokenizer strips, does not glue a word to the one before it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from tokenizers import Encoding
+
+from distilbert.core.config import DistilBertConfig
+from distilbert.core.errors import InputError
+from distilbert.core.tokenizer import DistilBertTokenizer
+from distilbert.pipelines.batching import Model, run_by_length
+from distilbert.pipelines.scores import softmax
+
+logger = logging.getLogger("distilbert")
+
+HEAD = "token-classification"
+
+Entity = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token, or a word made of several, with the probability of each label."""
+
+    text: str
+    start: int  # in the text
+    end: int
+    index: int  # in the window
+    continues: bool  # the word that the token before it belongs to
+    scores: np.ndarray
+
+
+# How the tokens of a word agree on its probabilities.
+WORD_SCORES: dict[str, Callable[[list[Token]], np.ndarray]] = {
+    "first": lambda word: word[0].scores,
+    "average": lambda word: np.mean([token.scores for token in word], 0),
+    "max": lambda word: max((token.scores for token in word), key=np.max),
+}
+STRATEGIES = ("none", "simple", *WORD_SCORES)
+
+
+class TokenClassificationPipeline:
+    """Finds entities.
+
+    Args:
+        model: arrays to arrays, with ``logits`` (B, L, C) among its outputs.
+        config: the model's; it names the labels.
+        tokenizer: the model's.
+    """
+
+    def __init__(self, model: Model, config: DistilBertConfig, tokenizer: DistilBertTokenizer) -> None:
+        self.model = model
+        self.config = config
+        self.tokenizer = tokenizer
+
+    def __call__(
+        self,
+        texts: Sequence[str] | Sequence[Sequence[str]],
+        *,
+        aggregation_strategy: str = "none",
+        ignore_labels: Collection[str] = ("O",),
+        stride: int | None = None,
+        is_split_into_words: bool = False,
+        delimiter: str = " ",
+        batch_size: int = 32,
+    ) -> list[list[Entity]]:
+        """Find the entities in each text.
+
+        Args:
+            texts: any number of texts, or with ``is_split_into_words`` of lists of words.
+            aggregation_strategy: ``"none"`` gives every token; ``"simple"`` joins neighbours of one label; ``"first"``,
+                ``"average"`` and ``"max"`` let the tokens of a word agree on a label before.
+            ignore_labels: labels to leave out.
+            stride: read texts longer than the model in windows that share so many tokens; needs a strategy. By
+                default they are cut, with a warning.
+            is_split_into_words: the texts are lists of words.
+            delimiter: what stood between the words, for ``start`` and ``end``.
+            batch_size: texts, or windows of them, that the model sees at a time.
+
+        Returns:
+            For each text a list of mappings with ``entity`` (or ``entity_group``), ``score``, ``index`` (with
+            ``"none"``), ``word``, ``start`` and ``end``: places in the text, so that ``text[start:end]`` is the entity.
+
+        Raises:
+            InputError: an option out of range.
+        """
+        if aggregation_strategy not in STRATEGIES:
+            raise InputError(
+                f"aggregation_strategy is {aggregation_strategy!r}, expected one of {', '.join(STRATEGIES)}"
+            )
+        if stride is not None and aggregation_strategy == "none":
+            raise InputError("stride needs an aggregation_strategy, such as simple: tokens would be there twice")
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}, expected at least 1")
+        windows = self._encode(texts, stride, is_split_into_words)
+        flat = [window for of_text in windows for window in of_text]
+        rows = iter(
+            run_by_length(
+                self.model,
+                [window.ids for window in flat],
+                batch_size=batch_size,
+                pad_token_id=self.config.pad_token_id or 0,
+            )
+        )
+        answers = []
+        for text, of_text in zip(texts, windows, strict=True):
+            starts = _word_starts(text, delimiter) if is_split_into_words else None
+            whole = delimiter.join(text) if is_split_into_words else str(text)
+            found: list[Entity] = []
+            for window in of_text:
+                scores = softmax(next(rows)["logits"][: len(window.ids)].astype(np.float32))
+                entities = self._entities(self._tokens(whole, window, scores, starts), aggregation_strategy)
+                found += [entity for entity in entities if _label(entity) not in ignore_labels]
+            answers.append(_without_overlaps(found) if len(of_text) > 1 else found)
+        return answers
+
+    def _encode(self, texts: Sequence[Any], stride: int | None, is_split_into_words: bool) -> list[list[Encoding]]:
+        """The windows of each text: one, or several with ``stride``."""
+        limit = min(self.tokenizer.model_max_length, self.config.max_position_embeddings)
+        encoded = self.tokenizer(
+            list(texts),
+            truncation=True,
+            max_length=limit,
+            stride=stride or 0,
+            is_split_into_words=is_split_into_words,
+            verbose=False,
+        )
+        encodings = encoded.encodings or []
+        if stride is not None:
+            return [[encoding, *encoding.overflowing] for encoding in encodings]
+        if cut := sum(bool(encoding.overflowing) for encoding in encodings):
+            logger.warning(
+                "%d of %d texts cut to the model's %d tokens; stride reads them whole", cut, len(texts), limit
+            )
+        return [[encoding] for encoding in encodings]
+
+    def _tokens(self, text: str, window: Encoding, scores: np.ndarray, starts: list[int] | None) -> list[Token]:
+        """The tokens of a window that are not special. ``starts`` is where in the text each word begins."""
+        tokens = []
+        columns = zip(
+            window.ids, window.tokens, window.offsets, window.word_ids, window.special_tokens_mask, strict=True
+        )
+        for index, (number, word, (start, end), word_id, is_special) in enumerate(columns):
+            if is_special:
+                continue
+            if starts is not None and word_id is not None:
+                start, end = start + starts[word_id], end + starts[word_id]
+            continues = word.startswith(self.tokenizer.wordpieces_prefix)
+            if number == self.tokenizer.unk_token_id:
+                word, continues = text[start:end], False
+            tokens.append(Token(word, start, end, index, continues, scores[index]))
+        return tokens
+
+    def _entities(self, tokens: list[Token], strategy: str) -> list[Entity]:
+        """What a window holds, every label included."""
+        if strategy == "none":
+            return [
+                {
+                    "entity": self._best(token),
+                    "score": float(token.scores.max()),
+                    "index": token.index,
+                    "word": token.text,
+                    "start": token.start,
+                    "end": token.end,
+                }
+                for token in tokens
+            ]
+        parts = tokens if strategy == "simple" else [self._word(word, strategy) for word in _words(tokens)]
+        return [self._group(group) for group in _runs(parts, self._joins)]
+
+    def _word(self, tokens: list[Token], strategy: str) -> Token:
+        """The tokens of a word as one."""
+        text = self.tokenizer.convert_tokens_to_string([token.text for token in tokens])
+        scores = WORD_SCORES[strategy](tokens)
+        return Token(text, tokens[0].start, tokens[-1].end, tokens[0].index, False, scores)
+
+    def _best(self, token: Token) -> str:
+        return self.config.id2label[int(token.scores.argmax())]
+
+    def _joins(self, one: Token, other: Token) -> bool:
+        """Whether a token goes on with the entity of the one before it: the same label, but for another beginning."""
+        label = self._best(other)
+        return _kind(label) == _kind(self._best(one)) and not label.startswith("B-")
+
+    def _group(self, parts: list[Token]) -> Entity:
+        return {
+            "entity_group": self._best(parts[0]).split("-", 1)[-1],
+            "score": float(np.mean([part.scores.max() for part in parts])),
+            "word": self.tokenizer.convert_tokens_to_string([part.text for part in parts]),
+            "start": parts[0].start,
+            "end": parts[-1].end,
+        }
+
+
+def _kind(label: str) -> str:
+    """A label without the ``B-`` or ``I-`` that says whether an entity begins or goes on."""
+    return label[2:] if label.startswith(("B-", "I-")) else label
+
+
+def _label(entity: Entity) -> str:
+    return entity["entity"] if "entity" in entity else entity["entity_group"]
+
+
+def _words(tokens: list[Token]) -> Iterable[list[Token]]:
+    return _runs(tokens, lambda one, other: other.continues)
+
+
+def _runs(tokens: list[Token], joins: Callable[[Token, Token], bool]) -> Iterable[list[Token]]:
+    """Neighbours that join, together."""
+    run = tokens[:1]
+    for one, other in pairwise(tokens):
+        if not joins(one, other):
+            yield run
+            run = []
+        run.append(other)
+    if run:
+        yield run
+
+
+def _word_starts(words: Sequence[str], delimiter: str) -> list[int]:
+    """Where each word begins in the text that they make."""
+    lengths = [len(word) + len(delimiter) for word in words]
+    return [0, *np.cumsum(lengths).tolist()]
+
+
+def _without_overlaps(entities: list[Entity]) -> list[Entity]:
+    """Of those that windows found at the same place the longest, and of equal ones the most probable."""
+    kept: list[Entity] = []
+    for entity in sorted(entities, key=lambda entity: entity["start"]):
+        if not kept or not kept[-1]["start"] <= entity["start"] < kept[-1]["end"]:
+            kept.append(entity)
+        elif (_length(entity), entity["score"]) > (_length(kept[-1]), kept[-1]["score"]):
+            kept[-1] = entity
+    return kept
+
+
+def _length(entity: Entity) -> int:
+    return entity["end"] - entity["start"]
