@@ -5,18 +5,16 @@ python benchmarks/parity_table.py [cpu|cuda] [CHECKPOINT ...]
 
 import os
 import sys
-import warnings
 from pathlib import Path
 
 from distilbert import DistilBertConfig
 from distilbert.conversion.source import head_of
-from distilbert.parity.comparison import REFERENCE, compare, is_worse
-from distilbert.parity.inputs import batches, many_rows
+from distilbert.parity.comparison import BACKENDS, REFERENCE, compare, is_worse
+from distilbert.parity.inputs import for_dtype
 from distilbert.parity.reporting import environment, number
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 CASES = [GOLDEN / f"distilbert-{case}" for case in ("base", "mlm", "seqcls", "choice", "tokcls", "qa")]
-BACKENDS = ("torch", "torch:sdpa", "tf", "flax")
 COLUMNS = ("hidden states", "attentions", "outputs", "loss", "gradients")
 
 
@@ -31,7 +29,6 @@ def kind(quantity):
 def main(device="cpu", *paths):
     """Print a table for each type."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    warnings.filterwarnings("ignore", "You are using a softmax over axis")
     for dtype in ("float32", "bfloat16", "float16"):
         measured = "largest" if dtype == "float32" else "typical (root mean square)"
         print(f"\n### {dtype}: {measured} error against float64\n")
@@ -42,8 +39,7 @@ def main(device="cpu", *paths):
         for path in map(Path, paths or CASES):
             config = DistilBertConfig.from_pretrained(path)
             head = head_of(path, config)
-            made = (batches if dtype == "float32" else many_rows)(config, head)
-            found = compare(path, head, made, backends=BACKENDS, dtype=dtype, device=device)
+            found = compare(path, head, for_dtype(config, head, dtype), backends=BACKENDS, dtype=dtype, device=device)
             for backend in BACKENDS:
                 own = [d for d in found.differences if (d.backend, d.other) == (backend, REFERENCE)]
                 worst = {}

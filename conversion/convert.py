@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from distilbert.conversion import keras_hub, keras_hub_writer
-from distilbert.conversion.source import NAMES, Source, open_source
+from distilbert.conversion.source import EVERY_FORMAT, NAMES, Source, open_source
 from distilbert.conversion.verification import Verification, VerificationError, compare, require_frameworks
 from distilbert.core.checkpoint import FORMATS, Save, oriented, pair, shown
 from distilbert.core.config import DistilBertConfig
@@ -22,7 +22,6 @@ from distilbert.core.errors import CheckpointError, InputError
 from distilbert.core.files import flush, replace_files
 from distilbert.core.formats import DTYPES, TILE, counted, forget, same_bits
 from distilbert.core.spec import (
-    KERAS,
     Family,
     Kind,
     Parameter,
@@ -177,9 +176,7 @@ def _cast(
     tensors: dict[str, np.ndarray], dtype: str | None, target: Path, dry_run: bool
 ) -> Iterator[dict[str, np.ndarray]]:
     """The tensors with floats as ``dtype``: in a file without a name beside the target, as memory may not hold them."""
-    floats = {
-        name: tensor for name, tensor in tensors.items() if dtype not in (None, tensor.dtype.name) and _is_float(tensor)
-    }
+    floats = {name: tensor for name, tensor in tensors.items() if _is_float(tensor) and tensor.dtype.name != dtype}
     if dtype is None or not floats:
         yield tensors
         return
@@ -190,7 +187,7 @@ def _cast(
     folder = next(place for place in (target.resolve(), *target.resolve().parents) if place.exists())
     cast: dict[str, np.ndarray] = {}
     try:
-        with tempfile.TemporaryFile(dir=folder) as file:
+        with _explained(folder), tempfile.TemporaryFile(dir=folder) as file:
             for name, tensor in floats.items():
                 start, size = file.seek(0, os.SEEK_END), tensor.size * wanted.itemsize
                 if hasattr(os, "posix_fallocate"):  # a disk that is full says so here, and only stops us below
@@ -209,10 +206,17 @@ def _cast(
             yield tensors | cast
     except FloatingPointError:
         raise InputError(f"{name} has values too large for {dtype}; choose bfloat16, or leave the type") from None
+
+
+@contextmanager
+def _explained(place: Path) -> Iterator[None]:
+    """What the system refuses, as one line."""
+    try:
+        yield
     except OSError as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{folder}: cannot write: {error.strerror or error}; nothing was changed") from error
+        raise CheckpointError(f"{place}: cannot write: {error.strerror or error}; nothing was changed") from error
 
 
 def _tokenizer_files(source: Source) -> dict[str, bytes]:
@@ -248,7 +252,7 @@ def _plan(
     source: Source, to: str, dtype: str | None, allow_unused: Collection[str], allow_missing: Collection[str]
 ) -> tuple[dict[str, np.ndarray], list[Entry]]:
     """The target's tensors under canonical names, and what becomes of each."""
-    layout = KERAS if to == keras_hub.NAME else FORMATS[to].layout
+    form = EVERY_FORMAT[to]
     listed = parameters(source.config, source.head, source.family)
     pairing = pair(source.tensors, listed, source=str(source.path), family=source.family)
     tensors: dict[str, np.ndarray] = {}
@@ -269,11 +273,11 @@ def _plan(
             problems.append(f"{row.name} is missing")
             continue
         tensors[row.name] = value
-        turned = layout.is_transposed(row)
+        turned = form.layout.is_transposed(row)
         entries.append(
             Entry(
                 source=name,
-                target=KERAS.name(row) if to == keras_hub.NAME else FORMATS[to].name(row, source.family),
+                target=form.name(row, source.family),
                 shape=row.shape[::-1] if turned else row.shape,
                 dtype=dtype if dtype is not None and _is_float(value) else value.dtype.name,
                 is_transposed=name is not None and canonical_name(name)[1] != turned,
@@ -316,14 +320,11 @@ def _written(target: Path, superseded: tuple[str, ...]) -> Iterator[Path]:
     target = target.resolve()
     unfinished = target.with_name(f".{target.name}.unfinished-{uuid.uuid4().hex[:8]}")
     try:
-        unfinished.mkdir(parents=True)
-        yield unfinished
-        for path in (*unfinished.rglob("*"), unfinished):
-            flush(path)
-        unfinished.replace(target)
-    except OSError as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{target}: cannot write: {error.strerror or error}; nothing was changed") from error
+        with _explained(target):
+            unfinished.mkdir(parents=True)
+            yield unfinished
+            for path in (*unfinished.rglob("*"), unfinished):
+                flush(path)
+            unfinished.replace(target)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from distilbert.core import hub
+from distilbert.core.checkpoint import Format
 from distilbert.core.config import DistilBertConfig
 from distilbert.core.errors import CheckpointError
 from distilbert.core.files import current_file
@@ -30,12 +31,12 @@ from distilbert.core.tokenizer import CONFIG_FILE as TOKENIZER_CONFIG_FILE
 from distilbert.core.tokenizer import VOCAB_FILE, DistilBertTokenizer
 
 NAME = "keras-hub"  # of the format
-FRAMEWORK = "tf"
 CONFIG_FILE, WEIGHTS_FILE, METADATA_FILE = "config.json", "model.weights.h5", "metadata.json"
 SHARDS_FILE = "model.weights.json"  # what KerasHub has in place of weights above 10 GB
 TASK_FILE, TASK_WEIGHTS_FILE = "task.json", "task.weights.h5"
 TOKENIZER_FILE, PREPROCESSOR_FILE = "tokenizer.json", "preprocessor.json"
 VOCABULARY_FILE = "assets/tokenizer/vocabulary.txt"
+FORMAT = Format(WEIGHTS_FILE, keras.read_weights, layout=KERAS, framework="tf")  # as far as it is one of single files
 FILES = (
     *(CONFIG_FILE, WEIGHTS_FILE, SHARDS_FILE, METADATA_FILE, TASK_FILE, TASK_WEIGHTS_FILE),
     *(TOKENIZER_FILE, PREPROCESSOR_FILE, VOCABULARY_FILE),

@@ -16,7 +16,8 @@ from distilbert.core.formats import keras
 from distilbert.core.spec import DISTILBERT, Family, get_head, parameters
 
 # What a checkpoint may be in, and what it may be converted to.
-NAMES = (*FORMATS, keras_hub.NAME)
+EVERY_FORMAT = FORMATS | {keras_hub.NAME: keras_hub.FORMAT}
+NAMES = tuple(EVERY_FORMAT)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distilbert.conversion import keras_hub
-from distilbert.conversion.source import Source, open_source
+from distilbert.conversion.source import EVERY_FORMAT, Source, open_source
 from distilbert.core.backends import choose_backend
 from distilbert.core.checkpoint import FORMATS, match, write_checkpoint
 from distilbert.core.errors import CheckpointError
@@ -74,14 +73,10 @@ def require_frameworks(source_format: str, target_format: str) -> tuple[str, str
     Raises:
         MissingBackendError: one of them is not installed.
     """
-    wanted = (_framework(source_format), _framework(target_format))
+    wanted = (EVERY_FORMAT[source_format].framework, EVERY_FORMAT[target_format].framework)
     for framework in wanted:
         choose_backend(framework)
     return wanted
-
-
-def _framework(file_format: str) -> str:
-    return keras_hub.FRAMEWORK if file_format == keras_hub.NAME else FORMATS[file_format].framework
 
 
 def compare(source: Source, written: Path, target_format: str, atol: float) -> Verification:
@@ -132,7 +127,7 @@ def _differences(actual: Mapping[str, np.ndarray], expected: Mapping[str, np.nda
 def _loadable(source: Source) -> Iterator[Path]:
     """A folder from which ``from_pretrained`` takes the weights that were opened."""
     preferred = next((form for form in FORMATS.values() if form.is_in(source.folder)), None)
-    if preferred is FORMATS.get(source.file_format) and preferred is not None and preferred.has_name(source.path):
+    if preferred is EVERY_FORMAT[source.file_format] and preferred.has_name(source.path):
         yield source.folder
         return
     # A preset, a .keras with a name of its own, or one of several formats in its folder: the same bits once more.

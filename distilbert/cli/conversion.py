@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from dataclasses import asdict
 from enum import StrEnum
@@ -54,7 +53,6 @@ def convert(
 ) -> None:
     """Convert weights between formats, Keras's and KerasHub's too, bit for bit; config and tokenizer go along."""
     with exit_statuses():
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow tells much about itself
         try:
             with show_bytes() as progress:
                 report = conversion.convert(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -15,11 +13,14 @@ from distilbert.cli.conversion import AsJson, SourceHead
 from distilbert.cli.streams import open_windows
 from distilbert.cli.terminal import exit_statuses, print_json, print_table
 from distilbert.conversion.source import head_of
-from distilbert.core.backends import BACKENDS
+from distilbert.core.backends import BACKENDS as FRAMEWORKS
 from distilbert.core.config import DistilBertConfig
 from distilbert.core.errors import InputError
 from distilbert.core.files import replace_file
 from distilbert.core.tokenizer import DistilBertTokenizer
+from distilbert.parity import reporting
+from distilbert.parity.comparison import BACKENDS, compare, framework_of
+from distilbert.parity.inputs import for_dtype, from_texts
 
 TEXTS = 64  # read at a time
 
@@ -45,12 +46,6 @@ def parity(
     if text and input:
         raise typer.BadParameter("both --text and --input are given, expected one of them")
     with exit_statuses():
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow tells much about itself
-        warnings.filterwarnings("ignore", "You are using a softmax over axis")  # Keras, of texts of one token
-        from distilbert.parity import reporting
-        from distilbert.parity.comparison import compare
-        from distilbert.parity.inputs import batches, from_texts, many_rows
-
         if report is not None:
             reporting.require_libraries()
             if report.is_dir() or not report.parent.is_dir():
@@ -66,7 +61,7 @@ def parity(
             if not made:
                 raise InputError(f"{input}: expected texts, one a line, found none")
         else:
-            made = (batches if dtype == "float32" else many_rows)(config, head)
+            made = for_dtype(config, head, dtype)
         found = compare(path, head, made, backends=chosen, dtype=dtype, device=device)
         if as_json:
             print_json(asdict(found) | {"environment": reporting.environment(found)})
@@ -86,11 +81,10 @@ def _chosen(backends: str | None) -> list[str]:
     Raises:
         InputError: one that does not exist.
     """
-    every = ["torch", "torch:sdpa", "tf", "flax"]
     if backends is None:
-        return [name for name in every if importlib.util.find_spec(BACKENDS[name.partition(":")[0]][0]) is not None]
+        return [name for name in BACKENDS if importlib.util.find_spec(FRAMEWORKS[framework_of(name)][0]) is not None]
     chosen = [{"pt": "torch"}.get(name.strip(), name.strip()) for name in backends.split(",")]
     for name in chosen:
-        if name not in every:
-            raise InputError(f"the backend is {name!r}, expected some of {', '.join(every)}")
+        if name not in BACKENDS:
+            raise InputError(f"the backend is {name!r}, expected some of {', '.join(BACKENDS)}")
     return list(dict.fromkeys(chosen))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -94,7 +93,6 @@ def run(
         open_windows(texts, input, batch_size * WINDOW_BATCHES) as (windows, total),
     ):
         # Imported only now: a wrong argument is reported before a framework spends seconds on loading.
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow tells much about itself
         inference = importlib.import_module(f"{choose_backend(framework)}.inference")
         tokenizer = DistilBertTokenizer.from_pretrained(model)
         head, make_pipeline = PIPELINES[task]

@@ -51,7 +51,7 @@ def exit_statuses() -> Iterator[None]:
         logger.error("%s", error)
         raise typer.Exit(1) from None
     except OSError as error:
-        logger.error("%s: %s", error.filename, error.strerror) if error.filename else logger.error("%s", error)
+        logger.error("%s", f"{error.filename}: {error.strerror}" if error.filename else error)
         raise typer.Exit(1) from None
 
 

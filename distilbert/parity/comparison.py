@@ -22,6 +22,7 @@ from distilbert.parity.bounds import float32_bound, low_precision_bound
 from distilbert.parity.inputs import Batch
 from distilbert.parity.reference import Reference
 
+BACKENDS = ("torch", "torch:sdpa", "tf", "flax")  # see ``make_probe``
 REFERENCE = "float64"
 DTYPES = {name: STORED[name] for name in ("float32", "bfloat16", "float16")}
 Arrays = Mapping[str, np.ndarray]
@@ -98,6 +99,11 @@ class Comparison:
         return [difference for difference in self.differences if not difference.is_within]
 
 
+def framework_of(backend: str) -> str:
+    """The framework of a backend: ``"torch"`` of ``"torch:sdpa"``."""
+    return backend.partition(":")[0]
+
+
 def make_probe(backend: str, head: str, path: str | Path, **options: Any) -> Any:
     """The probe of a backend.
 
@@ -111,8 +117,8 @@ def make_probe(backend: str, head: str, path: str | Path, **options: Any) -> Any
     Raises:
         MissingBackendError: the framework is not installed.
     """
-    extra, _, attention = backend.partition(":")
-    module = importlib.import_module(f"{choose_backend(extra)}.probe")
+    attention = backend.partition(":")[2]
+    module = importlib.import_module(f"{choose_backend(framework_of(backend))}.probe")
     return module.Probe(head, path, attention=attention or module.ATTENTIONS[0], **options)
 
 
@@ -176,7 +182,7 @@ def has_attentions(backend: str) -> bool:
 
 def layer_of(quantity: str) -> str:
     """Where a quantity is computed: "embeddings", "layer 1", …, or "head"."""
-    kind, _, number = quantity.removeprefix("plain ").partition("/")
+    kind, _, number = quantity.partition("/")
     if kind == "attentions":
         return f"layer {int(number) + 1}"
     if kind == "hidden_states":
@@ -211,8 +217,7 @@ def _judged(errors: Mapping[tuple[str, str], Mapping[str, Error]], dtype: str, d
                 yield Difference(quantity, one, other, error, error.largest, float32_bound(device))
                 continue
             is_bounded = other == REFERENCE and "loss" not in quantity
-            family = one.partition(":")[0]
-            others = [value for backend, value in typical.items() if backend.partition(":")[0] != family]
+            others = [value for backend, value in typical.items() if framework_of(backend) != framework_of(one)]
             limit = low_precision_bound(others, error.count)
             yield Difference(quantity, one, other, error, error.typical, limit if is_bounded else inf)
 

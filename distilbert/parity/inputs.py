@@ -38,6 +38,11 @@ def batches(config: DistilBertConfig, head: str, seed: int = 0) -> dict[str, Bat
     }
 
 
+def for_dtype(config: DistilBertConfig, head: str, dtype: str) -> dict[str, Batch]:
+    """The random batches that a type is judged by."""
+    return (batches if dtype == "float32" else many_rows)(config, head)
+
+
 def many_rows(config: DistilBertConfig, head: str, seed: int = 0) -> dict[str, Batch]:
     """Batches with enough numbers for typical errors to be typical, as lower precision needs; one has padded rows."""
     generator = np.random.default_rng(seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import io
 import os
@@ -14,12 +13,12 @@ from math import inf, nan
 from pathlib import Path
 
 from distilbert.core.errors import MissingBackendError
-from distilbert.parity.comparison import REFERENCE, Comparison, Difference, is_worse, layer_of
+from distilbert.parity.comparison import BACKENDS, REFERENCE, Comparison, Difference, is_worse, layer_of
 from distilbert.parity.inputs import Batch
 
 LIBRARIES = ("matplotlib", "jinja2")
 PACKAGES = ("numpy", "torch", "tensorflow", "keras", "jax", "flax", "optax")
-MARKERS = {"torch": "o", "torch:sdpa": "D", "tf": "s", "flax": "^"}
+MARKERS = dict(zip(BACKENDS, "oDs^", strict=True))
 # Colours that the page replaces by its own, which are others by day and by night.
 INK, BOUND = "#000001", "#000002"
 SERIES = {backend: f"#00001{number}" for number, backend in enumerate(MARKERS)}
@@ -45,10 +44,18 @@ def rows(comparison: Comparison) -> Rows:
     found: Rows = {label: {} for label in ("embeddings", *layers, "attentions")}
     for difference in comparison.differences:
         pair = difference.backend, difference.other
-        worst = found.setdefault(_label(difference.quantity), {})
-        if pair not in worst or is_worse(difference.measured, worst[pair].measured):
-            worst[pair] = difference
+        of = found.setdefault(_label(difference.quantity), {})
+        of[pair] = _worse(of.get(pair), difference)
     return found
+
+
+def _worse(known: Difference | None, difference: Difference) -> Difference:
+    return difference if known is None or is_worse(difference.measured, known.measured) else known
+
+
+def _limit(of: Mapping[tuple[str, str], Difference]) -> float:
+    """The bound on what a row compares with the reference; infinite where there is none."""
+    return max((difference.bound for (_, other), difference in of.items() if other == REFERENCE), default=inf)
 
 
 def _label(quantity: str) -> str:
@@ -69,9 +76,8 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     columns = ["", *comparison.backends, "bound"]
     lines = []
     for label, found in rows(comparison).items():
-        of = {backend: found.get((backend, REFERENCE)) for backend in comparison.backends}
-        bounds = [difference.bound for difference in of.values() if difference is not None]
-        lines.append([label, *(_cell(difference) for difference in of.values()), _bound(max(bounds, default=inf))])
+        cells = [_cell(found.get((backend, REFERENCE))) for backend in comparison.backends]
+        lines.append([label, *cells, _bound(_limit(found))])
     return columns, lines
 
 
@@ -114,6 +120,8 @@ def _where(difference: Difference) -> str:
 
 def environment(comparison: Comparison) -> dict[str, str]:
     """What computed: date, hardware, versions."""
+    from importlib import metadata  # slow to import, which every command would pay for
+
     found = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "processor": f"{_processor()}, {os.cpu_count()} cores",
@@ -125,7 +133,7 @@ def environment(comparison: Comparison) -> dict[str, str]:
         found["accelerator"] = torch.cuda.get_device_name() if torch.cuda.is_available() else comparison.device
     for name in PACKAGES:
         if importlib.util.find_spec(name) is not None:
-            found[name] = importlib.metadata.version(name)
+            found[name] = metadata.version(name)
     return found
 
 
@@ -175,9 +183,8 @@ def _pairs(comparison: Comparison) -> Iterator[tuple[str, str, str]]:
     worst: dict[tuple[str, str], Difference] = {}
     for difference in comparison.differences:
         pair = difference.backend, difference.other
-        is_first = pair not in worst
-        if difference.other != REFERENCE and (is_first or is_worse(difference.measured, worst[pair].measured)):
-            worst[pair] = difference
+        if difference.other != REFERENCE:
+            worst[pair] = _worse(worst.get(pair), difference)
     for (one, other), difference in worst.items():
         yield f"{one} and {other}", number(difference.measured), named(difference.quantity)
 
@@ -211,8 +218,7 @@ def chart(comparison: Comparison) -> str:
                     linestyle=line,
                     linewidth=1.8,
                 )
-        bounds = [max(entry.bound for (_, other), entry in of.items() if other == REFERENCE) for of in found.values()]
-        limits = [bound if bound < inf else nan for bound in bounds]
+        limits = [_limit(of) if _limit(of) < inf else nan for of in found.values()]
         axes.plot(range(len(found)), limits, color=BOUND, linestyle=(0, (5, 3)), linewidth=1.5, label="bound")
         axes.set_yscale("log")
         axes.set_xticks(range(len(found)), list(found), rotation=35, ha="right", rotation_mode="anchor")

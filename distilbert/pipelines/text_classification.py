@@ -11,7 +11,7 @@ import numpy as np
 from distilbert.core.config import DistilBertConfig
 from distilbert.core.errors import InputError
 from distilbert.core.tokenizer import DistilBertTokenizer
-from distilbert.pipelines.batching import Model, run_by_length
+from distilbert.pipelines.pipeline import Pipeline
 from distilbert.pipelines.scores import sigmoid, softmax
 
 logger = logging.getLogger("distilbert")
@@ -34,19 +34,8 @@ class Classification(TypedDict):
     score: float
 
 
-class TextClassificationPipeline:
-    """Classifies texts.
-
-    Args:
-        model: arrays to arrays, with ``logits`` (B, C) among its outputs.
-        config: the model's; it names the labels.
-        tokenizer: the model's.
-    """
-
-    def __init__(self, model: Model, config: DistilBertConfig, tokenizer: DistilBertTokenizer) -> None:
-        self.model = model
-        self.config = config
-        self.tokenizer = tokenizer
+class TextClassificationPipeline(Pipeline):
+    """Classifies texts, by ``logits`` (B, C) of the model."""
 
     def __call__(
         self,
@@ -75,11 +64,9 @@ class TextClassificationPipeline:
         """
         if top_k is not None and top_k < 1:
             raise InputError(f"top_k is {top_k}, expected at least 1")
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}, expected at least 1")
         scores = score_function(function_to_apply, self.config)
         sequences = encode(self.tokenizer, texts, self.config.max_position_embeddings if truncation else None)
-        rows = run_by_length(self.model, sequences, batch_size=batch_size, pad_token_id=self.config.pad_token_id or 0)
+        rows = self.run(sequences, batch_size)
         ranked = [self._rank(scores(row["logits"]), top_k or 1) for row in rows]
         return ranked if top_k is not None else [labels[0] for labels in ranked]
 

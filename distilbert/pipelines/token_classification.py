@@ -16,10 +16,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Encoding
 
-from distilbert.core.config import DistilBertConfig
 from distilbert.core.errors import InputError
-from distilbert.core.tokenizer import DistilBertTokenizer
-from distilbert.pipelines.batching import Model, run_by_length
+from distilbert.pipelines.pipeline import Pipeline
 from distilbert.pipelines.scores import softmax
 
 logger = logging.getLogger("distilbert")
@@ -50,19 +48,8 @@ WORD_SCORES: dict[str, Callable[[list[Token]], np.ndarray]] = {
 STRATEGIES = ("none", "simple", *WORD_SCORES)
 
 
-class TokenClassificationPipeline:
-    """Finds entities.
-
-    Args:
-        model: arrays to arrays, with ``logits`` (B, L, C) among its outputs.
-        config: the model's; it names the labels.
-        tokenizer: the model's.
-    """
-
-    def __init__(self, model: Model, config: DistilBertConfig, tokenizer: DistilBertTokenizer) -> None:
-        self.model = model
-        self.config = config
-        self.tokenizer = tokenizer
+class TokenClassificationPipeline(Pipeline):
+    """Finds entities, by ``logits`` (B, L, C) of the model."""
 
     def __call__(
         self,
@@ -101,18 +88,8 @@ class TokenClassificationPipeline:
             )
         if stride is not None and aggregation_strategy == "none":
             raise InputError("stride needs an aggregation_strategy, such as simple: tokens would be there twice")
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}, expected at least 1")
         windows = self._encode(texts, stride, is_split_into_words)
-        flat = [window for of_text in windows for window in of_text]
-        rows = iter(
-            run_by_length(
-                self.model,
-                [window.ids for window in flat],
-                batch_size=batch_size,
-                pad_token_id=self.config.pad_token_id or 0,
-            )
-        )
+        rows = iter(self.run([window.ids for of_text in windows for window in of_text], batch_size))
         answers = []
         for text, of_text in zip(texts, windows, strict=True):
             starts = _word_starts(text, delimiter) if is_split_into_words else None

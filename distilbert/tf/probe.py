@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ class Probe:
     ) -> None:
         self.device = parse_device(device)
         _compute_exactly()
+        warnings.filterwarnings("ignore", "You are using a softmax over axis")  # Keras, of texts of one token
         with keras.device(self.device):
             self.model: PreTrainedModel = MODELS[head].from_pretrained(  # type: ignore[assignment]
                 name_or_path, dtype=dtype, **overrides

@@ -9,12 +9,8 @@ from backends import HEADS, head_of
 
 import distilbert.pt.encoder
 from distilbert import DistilBertConfig
-from distilbert.parity.comparison import REFERENCE, compare
+from distilbert.parity.comparison import BACKENDS, REFERENCE, compare
 from distilbert.parity.inputs import batches, many_rows
-
-BACKENDS = ("torch", "torch:sdpa", "tf", "flax")
-
-pytestmark = pytest.mark.filterwarnings("ignore:You are using a softmax over axis")  # Keras, of texts of one token
 
 device = pytest.mark.parametrize(
     "device",
