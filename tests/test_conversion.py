@@ -1,11 +1,10 @@
 """Conversion between formats: strict, bit for bit, all of it or nothing."""
 
 import json
-import random
 import shutil
+import signal
 import subprocess
 import sys
-import time
 
 import ml_dtypes
 import numpy as np
@@ -260,24 +259,43 @@ for first in ("safetensors", "torch", "h5", "msgpack"):
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
+KILLED_AFTER = """
+import os, signal, sys
+from distilbert.conversion import convert
+
+left = int(sys.argv[1])
+
+def count(*_):  # every call and return, also of C functions, so that no moment depends on the clock
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.setprofile(count)
+convert(*sys.argv[2:])
+sys.setprofile(None)
+print(-left)
+"""
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_a_kill_leaves_nothing_or_everything(checkpoint, tmp_path):
-    script = (
-        "import sys; from distilbert.conversion import convert; print('on'); sys.stdout.flush(); convert(*sys.argv[1:])"
-    )
-    generator, complete = random.Random(0), 0
-    for number in range(20):
+    def convert_and_kill(after, target):
+        command = [sys.executable, "-c", KILLED_AFTER, str(after), checkpoint, target, "h5"]
+        return subprocess.run(command, stdout=subprocess.PIPE, timeout=60)
+
+    calls = int(convert_and_kill(0, tmp_path / "whole").stdout)
+    absent = 0
+    for number, after in enumerate(np.linspace(1, calls, 20).astype(int)):
         target = tmp_path / f"out{number}"
-        process = subprocess.Popen([sys.executable, "-c", script, checkpoint, target, "h5"], stdout=subprocess.PIPE)
-        process.stdout.readline()
-        time.sleep(generator.uniform(0, 0.06))
-        process.kill()
-        process.communicate()
+        process = convert_and_kill(after, target)
         if target.exists():
-            complete += 1
             assert inspect(target).missing == ()
             assert (target / "config.json").is_file()
-    assert complete < 20
+        else:
+            assert process.returncode == -signal.SIGKILL
+            absent += 1
+    assert absent > 10
 
 
 def cli(*arguments):
