@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "distilbert.core.config": ("DistilBertConfig",),
     "distilbert.core.tokenizer": ("DistilBertTokenizer", "DistilBertTokenizerFast"),
+    "distilbert.pipelines": ("pipeline",),
     "distilbert.pt": (
         "DistilBertModel",
         "DistilBertForMaskedLM",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 
-from distilbert.core.errors import MissingBackendError
+from distilbert.core.errors import InputError, MissingBackendError
 
 # By the name of the extra: what has to be installed, and our package for it. The first is the default.
 BACKENDS = {
@@ -16,11 +16,15 @@ BACKENDS = {
 
 
 def choose_backend(extra: str | None = None) -> str:
-    """Our package for a framework, by default for the first that is installed.
+    """Our package for a framework, by default (or ``"auto"``) for the first that is installed.
 
     Raises:
+        InputError: none of ours.
         MissingBackendError: the framework, or any at all, is not installed.
     """
+    extra = {"auto": None, "pt": "torch"}.get(extra or "auto", extra)
+    if extra not in (None, *BACKENDS):
+        raise InputError(f"backend is {extra!r}, expected auto, pt, tf or flax")
     for name, (module, package) in BACKENDS.items():
         if extra in (None, name) and importlib.util.find_spec(module) is not None:
             return package

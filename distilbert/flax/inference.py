@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from distilbert.core.batches import batch_rows
 from distilbert.core.checkpoint import require_head
 from distilbert.core.config import DistilBertConfig
 from distilbert.core.errors import InputError
@@ -112,6 +113,7 @@ class InferenceModel:
         device: str | None = None,
         **where: Any,
     ) -> None:
+        self.head = head
         self.device = parse_device(device)
         with jax.default_device(self.device):
             loaded: Any = MODELS[head].from_pretrained(
@@ -126,6 +128,11 @@ class InferenceModel:
             return dict(model(input_ids, attention_mask, params=params, return_dict=True))
 
         self.run = jax.jit(run)
+
+    def batch_rows(self, length: int) -> int:
+        """How many sequences of ``length`` tokens to give at a time: a power of two, as ``__call__`` pads to one."""
+        padded = next((bucket for bucket in LENGTHS if bucket >= length), length)
+        return 1 << batch_rows(padded, self.head, self.device.platform == "cpu").bit_length() - 1
 
     def __call__(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> dict[str, np.ndarray]:
         """Run one batch.

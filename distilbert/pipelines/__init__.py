@@ -3,3 +3,72 @@
 A task is a module here with a class that is made from a model and a tokenizer, and called with texts. It
 knows no framework (the model takes and gives arrays) and nothing of the command line.
 """
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from distilbert.core.backends import choose_backend
+from distilbert.core.errors import InputError
+from distilbert.core.tokenizer import DistilBertTokenizer
+from distilbert.pipelines.pipeline import Pipeline
+from distilbert.pipelines.text_classification import TextClassificationPipeline
+from distilbert.pipelines.token_classification import TokenClassificationPipeline
+
+TASKS: dict[str, type[Pipeline]] = {cls.task: cls for cls in (TextClassificationPipeline, TokenClassificationPipeline)}
+ALIASES = {"ner": "token-classification", "sentiment-analysis": "text-classification"}
+
+
+def pipeline(
+    task: str,
+    model: str | Path | None = None,
+    *,
+    backend: str = "auto",
+    dtype: str | None = None,
+    device: str | None = None,
+    batch_size: int | str = "auto",
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+    **options: Any,
+) -> Pipeline:
+    """Make what answers for texts.
+
+    Args:
+        task: one of ``TASKS``, or ``"ner"`` or ``"sentiment-analysis"``.
+        model: a folder, or a Hub id.
+        backend: ``"pt"``, ``"tf"`` or ``"flax"``; ``"auto"`` takes the first that is installed.
+        dtype: ``"float32"`` (the default), ``"bfloat16"``, ``"float16"``, or ``"auto"``: as stored.
+        device: for example ``"cpu"`` or ``"cuda:0"``; by default a GPU where there is one.
+        batch_size: sequences that the model sees at a time; ``"auto"`` fills batches by their number of tokens.
+        revision: a branch, tag or commit on the Hub.
+        cache_dir: where the Hub's files are kept.
+        local_files_only: never ask the network.
+        token: a Hub token.
+        options: those of the task.
+
+    Raises:
+        CheckpointError: the checkpoint is absent, damaged, or was not trained for the task.
+        InputError: no such task, option or device.
+        MissingBackendError: the framework, or any, is not installed.
+    """
+    name = ALIASES.get(task, task)
+    if name not in TASKS:
+        raise InputError(f"task is {task!r}, expected one of {', '.join((*TASKS, *ALIASES))}")
+    if model is None:
+        raise InputError(f"no model comes with the library for {name}; pass model=, a folder or a Hub id")
+    cls = TASKS[name]
+    cls.change_options(cls.options_class(), options)  # a wrong one is reported before a framework is loaded
+    inference = importlib.import_module(f"{choose_backend(backend)}.inference")
+    where: dict[str, Any] = {
+        "revision": revision,
+        "cache_dir": cache_dir,
+        "local_files_only": local_files_only,
+        "token": token,
+    }
+    tokenizer = DistilBertTokenizer.from_pretrained(model, **where)
+    network = inference.InferenceModel(cls.head, model, dtype=dtype, device=device or "auto", **where)
+    return cls(network, tokenizer, batch_size=batch_size, **options)

@@ -3,38 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
-Model = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
+from distilbert.core.config import DistilBertConfig
+
+Arrays = dict[str, np.ndarray]
+
+
+class Model(Protocol):
+    """What a backend contributes: arrays in, arrays out."""
+
+    @property
+    def config(self) -> DistilBertConfig:
+        """The loaded model's config."""
+
+    def batch_rows(self, length: int) -> int:
+        """How many sequences of ``length`` tokens to give it at a time."""
+
+    def __call__(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> Arrays:
+        """From ids (B, L) and mask (B, L) to arrays with a leading B."""
 
 
 def run_by_length(
-    model: Model, sequences: Sequence[Sequence[int]], *, batch_size: int, pad_token_id: int
-) -> list[dict[str, np.ndarray]]:
+    model: Model,
+    sequences: Sequence[Sequence[int]],
+    keep: Callable[[int, Arrays], Any],
+    *,
+    batch_size: int | None = None,
+    shape: tuple[int, ...] = (),
+) -> list[Any]:
     """Run a model over token sequences, batched with others of about their length.
 
     Args:
-        model: takes ids (B, L) and mask (B, L), gives arrays with a leading B.
+        model: takes ids and mask, gives arrays.
         sequences: token ids of each text.
-        batch_size: texts in a batch.
-        pad_token_id: fills the shorter texts of a batch.
+        keep: what to keep of the outputs for a sequence, given its number and them, which may have padding at the
+            end; all that is not kept is freed with the batch.
+        batch_size: sequences in a batch, by default as many as the model likes of that length.
+        shape: of what stands between B and L in the model's input.
 
     Returns:
-        For each sequence, in the order given, the model's outputs for it, with any padding still at the end.
+        For each sequence, in the order given, what was kept.
     """
-    rows: list[dict[str, np.ndarray]] = [{}] * len(sequences)
+    kept: list[Any] = [None] * len(sequences)
+    pad_token_id = model.config.pad_token_id or 0
     # The longest first: a batch that does not fit into memory fails at once, not after an hour.
     order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index]))
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        longest = len(sequences[batch[0]])
+    start = 0
+    while start < len(order):
+        longest = len(sequences[order[start]])
+        batch = order[start : start + (batch_size or model.batch_rows(longest))]
         input_ids = np.full((len(batch), longest), pad_token_id, dtype=np.int64)
         attention_mask = np.zeros((len(batch), longest), dtype=np.int64)
         for row, index in enumerate(batch):
             input_ids[row, : len(sequences[index])] = sequences[index]
             attention_mask[row, : len(sequences[index])] = 1
-        outputs = model(input_ids, attention_mask)
+        inputs = (array.reshape(len(batch), *shape, longest) for array in (input_ids, attention_mask))
+        outputs = model(*inputs)
         for row, index in enumerate(batch):
-            rows[index] = {name: values[row] for name, values in outputs.items()}
-    return rows
+            kept[index] = keep(index, {name: values[row] for name, values in outputs.items()})
+        start += len(batch)
+    return kept

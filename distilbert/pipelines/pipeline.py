@@ -1,38 +1,244 @@
-"""What every task's pipeline is made from."""
+"""What every task's pipeline is made from: items in, in any number; answers out, in their order."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import islice
+from typing import Any, ClassVar
 
-import numpy as np
+from tokenizers import Encoding
 
-from distilbert.core.config import DistilBertConfig
 from distilbert.core.errors import InputError
 from distilbert.core.tokenizer import DistilBertTokenizer
-from distilbert.pipelines.batching import Model, run_by_length
+from distilbert.pipelines.batching import Arrays, Model, run_by_length
+
+logger = logging.getLogger("distilbert")
+
+# Items to look ahead, to sort them by length: at least so many, or enough for so many batches.
+LOOK_AHEAD = 1024
+LOOK_AHEAD_BATCHES = 16
+
+Answer = Any
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An item on its way: the sequences that the model reads for it."""
+
+    item: Any
+    windows: list[Encoding]
+    is_cut: bool = False  # the text goes on behind the last of them
 
 
 class Pipeline:
-    """From texts to answers.
+    """From items to answers. A task says what an item is, how to encode some, and how to answer for one.
 
     Args:
         model: arrays to arrays; each task says which outputs it reads.
-        config: the model's; it names the labels.
         tokenizer: the model's.
+        batch_size: sequences that the model sees at a time; ``"auto"`` fills batches by their number of tokens.
+        options: those of the task, for every call.
+
+    Raises:
+        InputError: an option that the task does not have, or out of range.
     """
 
-    def __init__(self, model: Model, config: DistilBertConfig, tokenizer: DistilBertTokenizer) -> None:
-        self.model = model
-        self.config = config
-        self.tokenizer = tokenizer
+    task: ClassVar[str]
+    head: ClassVar[str]  # the spec's name
+    options_class: ClassVar[type]  # a frozen dataclass
+    input_shape: ClassVar[tuple[int, ...]] = ()  # between B and L
 
-    def run(self, sequences: Sequence[Sequence[int]], batch_size: int) -> list[dict[str, np.ndarray]]:
-        """The model's outputs for each sequence of ids, see ``run_by_length``.
+    def __init__(
+        self, model: Model, tokenizer: DistilBertTokenizer, *, batch_size: int | str = "auto", **options: Any
+    ) -> None:
+        self.model = model
+        self.config = model.config
+        self.tokenizer = tokenizer
+        self.batch_size = _check_batch_size(batch_size)
+        self.options = self.change_options(self.options_class(), options)
+
+    def __call__(self, inputs: Any, *, batch_size: int | str | None = None, **options: Any) -> Any:
+        """Answer for one item, or for many.
+
+        Args:
+            inputs: an item; a list or tuple of them; or any other iterable, of any length.
+            batch_size: for this call only.
+            options: for this call only.
+
+        Returns:
+            The answer; a list of answers; or an iterator over them that reads ahead a little. The form of an answer
+            depends on the options alone.
 
         Raises:
-            InputError: a batch of nothing.
+            InputError: an item or an option that makes no sense, or a text too long for the model.
         """
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}, expected at least 1")
-        pad_token_id = self.config.pad_token_id or 0
-        return run_by_length(self.model, sequences, batch_size=batch_size, pad_token_id=pad_token_id)
+        chosen = self.change_options(self.options, options)
+        size = self.batch_size if batch_size is None else _check_batch_size(batch_size)
+        if self.is_item(inputs, chosen):
+            return next(self._stream([inputs], size, chosen))
+        if isinstance(inputs, (list, tuple)):
+            return list(self._stream(inputs, size, chosen))
+        if isinstance(inputs, Iterable):
+            return self._stream(inputs, size, chosen)
+        raise InputError(f"the input is of type {type(inputs).__name__}, expected a text, or many")
+
+    def answer_windows(self, windows: Iterable[Sequence[Any]]) -> Iterator[list[Answer]]:
+        """Answer group by group: within each, items are batched by length. One warning counts all that were cut."""
+        return self._answer_windows(windows, self.batch_size, self.options)
+
+    @property
+    def look_ahead(self) -> int:
+        """How many items to group."""
+        return self._look_ahead(self.batch_size)
+
+    def _look_ahead(self, batch_size: int | None) -> int:
+        return max(LOOK_AHEAD, LOOK_AHEAD_BATCHES * (batch_size or self.model.batch_rows(self.limit)))
+
+    def _stream(self, items: Iterable[Any], batch_size: int | None, options: Any) -> Iterator[Answer]:
+        iterator = iter(items)
+        size = self._look_ahead(batch_size)
+        for answers in self._answer_windows(iter(lambda: list(islice(iterator, size)), []), batch_size, options):
+            yield from answers
+
+    def _answer_windows(
+        self, windows: Iterable[Sequence[Any]], batch_size: int | None, options: Any
+    ) -> Iterator[list[Answer]]:
+        total = cut = 0
+        try:
+            for window in windows:
+                samples = self.encode([self._parse(item, total + n, options) for n, item in enumerate(window)], options)
+                total += len(samples)
+                cut += sum(sample.is_cut for sample in samples)
+                yield self._answer_samples(samples, batch_size, options)
+        finally:
+            if cut:
+                logger.warning("%d of %d texts cut to the model's %d tokens%s", cut, total, self.limit, self.cut_advice)
+
+    def _answer_samples(self, samples: Sequence[Sample], batch_size: int | None, options: Any) -> list[Answer]:
+        owners = [sample for sample in samples for _ in sample.windows]
+        windows = [window for sample in samples for window in sample.windows]
+        kept = iter(
+            run_by_length(
+                self.model,
+                [window.ids for window in windows],
+                lambda number, outputs: self.keep(owners[number], windows[number], outputs, options),
+                batch_size=batch_size,
+                shape=self.input_shape,
+            )
+        )
+        return [self.answer(sample, list(islice(kept, len(sample.windows))), options) for sample in samples]
+
+    def _parse(self, item: Any, number: int, options: Any) -> Any:
+        try:
+            return self.parse(item, options)
+        except InputError as error:
+            raise InputError(f"input {number + 1}: {error}") from None
+
+    # What a task says about itself.
+
+    cut_advice: ClassVar[str] = ""  # how not to lose the end of a text
+
+    def is_item(self, inputs: Any, options: Any) -> bool:
+        """Whether ``inputs`` is one item."""
+        return isinstance(inputs, (str, Mapping))
+
+    def parse(self, item: Any, options: Any) -> Any:
+        """Check an item and bring it into the one form that the other methods know.
+
+        Raises:
+            InputError: it is none.
+        """
+        return read_text(item)
+
+    def encode(self, items: Sequence[Any], options: Any) -> list[Sample]:
+        """A sample of each item."""
+        raise NotImplementedError
+
+    def keep(self, sample: Sample, window: Encoding, outputs: Arrays, options: Any) -> Any:
+        """What the answer needs of the outputs for a window, which end in those for padding."""
+        return outputs
+
+    def answer(self, sample: Sample, kept: list[Any], options: Any) -> Answer:
+        """The answer, by what was kept of each window."""
+        raise NotImplementedError
+
+    # What tasks use.
+
+    @property
+    def limit(self) -> int:
+        """The longest sequence in tokens that the model can read."""
+        return min(self.tokenizer.model_max_length, self.config.max_position_embeddings)
+
+    def tokenize(self, texts: Sequence[Any], pairs: Sequence[Any] | None = None, **options: Any) -> list[Encoding]:
+        """The encodings of some texts, or pairs; what was cut off is in their ``overflowing``."""
+        if not texts:
+            return []
+        return self.tokenizer(list(texts), pairs, verbose=False, **options).encodings or []
+
+    def encode_whole(self, items: Sequence[Any], truncation: bool) -> list[Sample]:
+        """One window for each text, cut at the model's limit where that is allowed."""
+        options = {"truncation": True, "max_length": self.limit} if truncation else {}
+        samples = [
+            Sample(item, [encoding], bool(encoding.overflowing))
+            for item, encoding in zip(items, self.tokenize(items, **options), strict=True)
+        ]
+        self.check_lengths(samples)
+        return samples
+
+    def check_lengths(self, samples: Iterable[Sample]) -> None:
+        """Check that the model can read them.
+
+        Raises:
+            InputError: one is too long.
+        """
+        for sample in samples:
+            if (longest := max((len(window) for window in sample.windows), default=0)) > self.limit:
+                raise InputError(
+                    f"a text of {longest} tokens, which begins {str(sample.item)[:40]!r}: the model reads at most "
+                    f"{self.limit} (max_position_embeddings={self.config.max_position_embeddings}); shorten it"
+                    + (", or allow truncation" if hasattr(self.options, "truncation") else "")
+                )
+
+    @classmethod
+    def change_options(cls, options: Any, changes: Mapping[str, Any]) -> Any:
+        """A task's options with some changed.
+
+        Raises:
+            InputError: no such option, or out of range.
+        """
+        names = [field.name for field in fields(cls.options_class)]
+        for name in changes:
+            if name not in names:
+                expected = ", ".join(names) or "none"
+                raise InputError(f"{cls.task} has no option {name!r}; its options are: {expected}")
+        return replace(options, **changes)
+
+
+def read_text(item: Any, name: str = "text") -> str:
+    """The text that an item is, or has under ``name``.
+
+    Raises:
+        InputError: there is none, or no text that UTF-8 can write.
+    """
+    if isinstance(item, Mapping):
+        if name not in item:
+            raise InputError(f"has no {name!r}, only {', '.join(map(str, item)) or 'nothing'}")
+        item = item[name]
+    if not isinstance(item, str):
+        raise InputError(f"{name} is of type {type(item).__name__}, expected str")
+    try:
+        item.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{name} has half a surrogate pair at {error.start}, which is no character") from None
+    return item
+
+
+def _check_batch_size(batch_size: int | str) -> int | None:
+    """How many, or None for ``"auto"``."""
+    if batch_size == "auto":
+        return None
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise InputError(f'batch_size is {batch_size!r}, expected "auto" or at least 1')
+    return batch_size

@@ -7,22 +7,18 @@ own, which the tokenizer strips, does not glue a word to the one before it.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Encoding
 
 from distilbert.core.errors import InputError
-from distilbert.pipelines.pipeline import Pipeline
+from distilbert.pipelines.batching import Arrays
+from distilbert.pipelines.pipeline import Pipeline, Sample, read_text
 from distilbert.pipelines.scores import softmax
-
-logger = logging.getLogger("distilbert")
-
-HEAD = "token-classification"
 
 Entity = dict[str, Any]
 
@@ -48,81 +44,100 @@ WORD_SCORES: dict[str, Callable[[list[Token]], np.ndarray]] = {
 STRATEGIES = ("none", "simple", *WORD_SCORES)
 
 
-class TokenClassificationPipeline(Pipeline):
-    """Finds entities, by ``logits`` (B, L, C) of the model."""
+@dataclass(frozen=True)
+class Options:
+    """How to find entities.
 
-    def __call__(
-        self,
-        texts: Sequence[str] | Sequence[Sequence[str]],
-        *,
-        aggregation_strategy: str = "none",
-        ignore_labels: Collection[str] = ("O",),
-        stride: int | None = None,
-        is_split_into_words: bool = False,
-        delimiter: str = " ",
-        batch_size: int = 32,
-    ) -> list[list[Entity]]:
-        """Find the entities in each text.
+    Args:
+        aggregation_strategy: ``"none"`` gives every token; ``"simple"`` joins neighbours of one label; ``"first"``,
+            ``"average"`` and ``"max"`` let the tokens of a word agree on a label before.
+        ignore_labels: labels to leave out.
+        stride: read texts longer than the model in windows that share so many tokens; needs a strategy. By default
+            they are cut, with a warning.
+        is_split_into_words: the texts are lists of words.
+        delimiter: what stood between the words, for ``start`` and ``end``.
+    """
 
-        Args:
-            texts: any number of texts, or with ``is_split_into_words`` of lists of words.
-            aggregation_strategy: ``"none"`` gives every token; ``"simple"`` joins neighbours of one label; ``"first"``,
-                ``"average"`` and ``"max"`` let the tokens of a word agree on a label before.
-            ignore_labels: labels to leave out.
-            stride: read texts longer than the model in windows that share so many tokens; needs a strategy. By
-                default they are cut, with a warning.
-            is_split_into_words: the texts are lists of words.
-            delimiter: what stood between the words, for ``start`` and ``end``.
-            batch_size: texts, or windows of them, that the model sees at a time.
+    aggregation_strategy: str = "none"
+    ignore_labels: Collection[str] = ("O",)
+    stride: int | None = None
+    is_split_into_words: bool = False
+    delimiter: str = " "
 
-        Returns:
-            For each text a list of mappings with ``entity`` (or ``entity_group``), ``score``, ``index`` (with
-            ``"none"``), ``word``, ``start`` and ``end``: places in the text, so that ``text[start:end]`` is the entity.
-
-        Raises:
-            InputError: an option out of range.
-        """
-        if aggregation_strategy not in STRATEGIES:
+    def __post_init__(self) -> None:
+        if self.aggregation_strategy not in STRATEGIES:
             raise InputError(
-                f"aggregation_strategy is {aggregation_strategy!r}, expected one of {', '.join(STRATEGIES)}"
+                f"aggregation_strategy is {self.aggregation_strategy!r}, expected one of {', '.join(STRATEGIES)}"
             )
-        if stride is not None and aggregation_strategy == "none":
+        if self.stride is not None and self.aggregation_strategy == "none":
             raise InputError("stride needs an aggregation_strategy, such as simple: tokens would be there twice")
-        windows = self._encode(texts, stride, is_split_into_words)
-        rows = iter(self.run([window.ids for of_text in windows for window in of_text], batch_size))
-        answers = []
-        for text, of_text in zip(texts, windows, strict=True):
-            starts = _word_starts(text, delimiter) if is_split_into_words else None
-            whole = delimiter.join(text) if is_split_into_words else str(text)
-            found: list[Entity] = []
-            for window in of_text:
-                scores = softmax(next(rows)["logits"][: len(window.ids)].astype(np.float32))
-                entities = self._entities(self._tokens(whole, window, scores, starts), aggregation_strategy)
-                found += [entity for entity in entities if _label(entity) not in ignore_labels]
-            answers.append(_without_overlaps(found) if len(of_text) > 1 else found)
-        return answers
 
-    def _encode(self, texts: Sequence[Any], stride: int | None, is_split_into_words: bool) -> list[list[Encoding]]:
+
+class Text(NamedTuple):
+    """A text, with the place where each word begins if it came as words."""
+
+    whole: str
+    words: Sequence[str] | None = None
+    starts: Sequence[int] | None = None
+
+
+class TokenClassificationPipeline(Pipeline):
+    """Finds entities, by ``logits`` (B, L, C) of the model.
+
+    An item is a text, or a list of words with ``is_split_into_words``. The answer is a list of mappings with ``entity``
+    (or ``entity_group``), ``score``, ``index`` (with ``"none"``), ``word``, ``start`` and ``end``: places in the text,
+    so that ``text[start:end]`` is the entity.
+    """
+
+    task = head = "token-classification"
+    options_class = Options
+    cut_advice = "; stride reads them whole"
+
+    def is_item(self, inputs: Any, options: Options) -> bool:
+        """A text, or one list of words."""
+        if options.is_split_into_words and isinstance(inputs, (list, tuple)):
+            return bool(inputs) and all(isinstance(word, str) for word in inputs)
+        return super().is_item(inputs, options)
+
+    def parse(self, item: Any, options: Options) -> Text:
+        """The text, and its words."""
+        if not options.is_split_into_words:
+            return Text(read_text(item))
+        words = item.get("words") if isinstance(item, Mapping) else item
+        if not isinstance(words, (list, tuple)):
+            raise InputError(f"words is of type {type(words).__name__}, expected a list of str")
+        words = [read_text(word, "word") for word in words]
+        lengths = [len(word) + len(options.delimiter) for word in words]
+        return Text(options.delimiter.join(words), words, [0, *np.cumsum(lengths).tolist()])
+
+    def encode(self, items: Sequence[Text], options: Options) -> list[Sample]:
         """The windows of each text: one, or several with ``stride``."""
-        limit = min(self.tokenizer.model_max_length, self.config.max_position_embeddings)
-        encoded = self.tokenizer(
-            list(texts),
+        is_split = options.is_split_into_words
+        encodings = self.tokenize(
+            [text.words if is_split else text.whole for text in items],
             truncation=True,
-            max_length=limit,
-            stride=stride or 0,
-            is_split_into_words=is_split_into_words,
-            verbose=False,
+            max_length=self.limit,
+            stride=options.stride or 0,
+            is_split_into_words=is_split,
         )
-        encodings = encoded.encodings or []
-        if stride is not None:
-            return [[encoding, *encoding.overflowing] for encoding in encodings]
-        if cut := sum(bool(encoding.overflowing) for encoding in encodings):
-            logger.warning(
-                "%d of %d texts cut to the model's %d tokens; stride reads them whole", cut, len(texts), limit
-            )
-        return [[encoding] for encoding in encodings]
+        if options.stride is None:
+            return [Sample(text, [one], bool(one.overflowing)) for text, one in zip(items, encodings, strict=True)]
+        return [Sample(text, [one, *one.overflowing]) for text, one in zip(items, encodings, strict=True)]
 
-    def _tokens(self, text: str, window: Encoding, scores: np.ndarray, starts: list[int] | None) -> list[Token]:
+    def keep(self, sample: Sample, window: Encoding, outputs: Arrays, options: Options) -> np.ndarray:
+        """The probabilities of the labels of each token (L, C)."""
+        return softmax(outputs["logits"][: len(window)])
+
+    def answer(self, sample: Sample, kept: list[np.ndarray], options: Options) -> list[Entity]:
+        """The entities of all windows."""
+        found: list[Entity] = []
+        for window, scores in zip(sample.windows, kept, strict=True):
+            tokens = self._tokens(sample.item.whole, window, scores, sample.item.starts)
+            entities = self._entities(tokens, options.aggregation_strategy)
+            found += [entity for entity in entities if _label(entity) not in options.ignore_labels]
+        return _without_overlaps(found) if len(sample.windows) > 1 else found
+
+    def _tokens(self, text: str, window: Encoding, scores: np.ndarray, starts: Sequence[int] | None) -> list[Token]:
         """The tokens of a window that are not special. ``starts`` is where in the text each word begins."""
         tokens = []
         columns = zip(
@@ -203,12 +218,6 @@ def _runs(tokens: list[Token], joins: Callable[[Token, Token], bool]) -> Iterabl
         run.append(other)
     if run:
         yield run
-
-
-def _word_starts(words: Sequence[str], delimiter: str) -> list[int]:
-    """Where each word begins in the text that they make."""
-    lengths = [len(word) + len(delimiter) for word in words]
-    return [0, *np.cumsum(lengths).tolist()]
 
 
 def _without_overlaps(entities: list[Entity]) -> list[Entity]:

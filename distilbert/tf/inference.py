@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from distilbert.core.batches import batch_rows
 from distilbert.core.checkpoint import require_head
 from distilbert.core.config import DistilBertConfig
 from distilbert.core.errors import InputError
@@ -53,6 +54,7 @@ class InferenceModel:
         device: str | None = None,
         **where: Any,
     ) -> None:
+        self.head = head
         self.device = parse_device(device)
         with keras.device(self.device):
             loaded: Any = MODELS[head].from_pretrained(name_or_path, dtype=dtype, output_loading_info=True, **where)
@@ -63,6 +65,10 @@ class InferenceModel:
     def config(self) -> DistilBertConfig:
         """The loaded model's config."""
         return self.model.config
+
+    def batch_rows(self, length: int) -> int:
+        """How many sequences of ``length`` tokens to give at a time."""
+        return batch_rows(length, self.head, self.device.startswith("cpu"))
 
     def __call__(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> dict[str, np.ndarray]:
         """Run one batch.
