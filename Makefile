@@ -1,7 +1,7 @@
 # make demo: install, then answer with a checkpoint.  make test: install every backend, lint, run all tests.
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt --editable
+INSTALL := $(BIN)/pip install --quiet --use-pep517 --constraint constraints.txt --editable
 
 .PHONY: demo test lint clean
 

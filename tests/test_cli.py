@@ -139,7 +139,7 @@ def finish(process):
     return errors
 
 
-def test_interrupt_leaves_no_half_file(tmp_path):
+def test_interrupt_keeps_what_was_answered(tmp_path):
     interruptible = (  # what background jobs of a shell are not
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from distilbert.cli import main; main()"
     )
@@ -150,13 +150,15 @@ def test_interrupt_leaves_no_half_file(tmp_path):
     )
     process.stdin.write(b"a film\n")
     process.stdin.flush()
-    while not (unfinished := list(tmp_path.iterdir())) or not unfinished[0].stat().st_size:
+    partial = tmp_path / "out.partial"
+    while not partial.exists() or not partial.stat().st_size:
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    errors = process.stderr.read()
+    errors = process.stderr.read().decode()
     assert process.wait(timeout=120) == 130
-    assert errors == b""
-    assert list(tmp_path.iterdir()) == []
+    assert errors.splitlines() == [f"distilbert: warning: {partial} has the answers so far; --resume goes on"]
+    assert list(tmp_path.iterdir()) == [partial]
+    assert len(partial.read_text().splitlines()) == 1
 
 
 class Payload:

@@ -10,12 +10,13 @@ import typer
 
 from distilbert.cli.conversion import convert, inspect
 from distilbert.cli.parity import parity
-from distilbert.cli.run import run
+from distilbert.cli.run import EXAMPLES, run
 
 app = typer.Typer(
-    add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=(__doc__ or "").strip()
+    pretty_exceptions_enable=False, no_args_is_help=True, rich_markup_mode="rich", help=(__doc__ or "").strip()
 )
-for command in (run, convert, inspect, parity):
+app.command(epilog="\n\n".join(" ".join(part.split()) for part in EXAMPLES.split("\n\n")))(run)
+for command in (convert, inspect, parity):
     app.command()(command)
 
 

@@ -10,13 +10,13 @@ from typing import Annotated
 import typer
 
 from distilbert.cli.conversion import AsJson, SourceHead
-from distilbert.cli.streams import open_windows
 from distilbert.cli.terminal import exit_statuses, print_json, print_table
 from distilbert.conversion.source import head_of
 from distilbert.core.backends import BACKENDS as FRAMEWORKS
 from distilbert.core.config import DistilBertConfig
 from distilbert.core.errors import InputError
 from distilbert.core.files import replace_file
+from distilbert.core.records import open_records
 from distilbert.core.tokenizer import DistilBertTokenizer
 from distilbert.parity import reporting
 from distilbert.parity.comparison import BACKENDS, compare, framework_of
@@ -55,8 +55,10 @@ def parity(
         head = head or head_of(path, config)
         if text or input:
             tokenizer = DistilBertTokenizer.from_pretrained(path)
-            with open_windows(text, input or "-", TEXTS) as (windows, _):
-                texts = [line for window in windows for line in window]
+            texts = text
+            if not texts:
+                with open_records(input or "-", TEXTS) as windows:
+                    texts = [line for window in windows for line in window]
             made = from_texts(texts, tokenizer, config, head)
             if not made:
                 raise InputError(f"{input}: expected texts, one a line, found none")

@@ -2,106 +2,268 @@
 
 from __future__ import annotations
 
-import importlib
-import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
 from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
-from distilbert.cli.streams import open_output, open_windows
+from distilbert.cli.answers import FORMATS as OUTPUT_FORMATS
+from distilbert.cli.answers import open_answers
 from distilbert.cli.terminal import exit_statuses, show_progress
-from distilbert.core.backends import BACKENDS, choose_backend
-from distilbert.core.tokenizer import DistilBertTokenizer
-from distilbert.pipelines import text_classification, token_classification
+from distilbert.core.records import FORMATS as INPUT_FORMATS
+from distilbert.core.records import Layout, count_records, open_records
+from distilbert.pipelines import ALIASES, TASKS, pipeline, text_classification, token_classification
 
-# A window of lines is sorted by length, so a long one fills even batches.
-WINDOW_BATCHES = 16
-
-
-class Task(StrEnum):
-    """What ``distilbert run`` can do."""
-
-    text_classification = "text-classification"
-    token_classification = "token-classification"
-
-
-PIPELINES: dict[Task, tuple[str, Any]] = {  # the head, and what answers with it
-    Task.text_classification: (text_classification.HEAD, text_classification.TextClassificationPipeline),
-    Task.token_classification: (token_classification.HEAD, token_classification.TokenClassificationPipeline),
-}
-
-
-# From logits to scores.
+# Names of what there is, as options show them.
+Task = StrEnum("Task", [*TASKS, *ALIASES])  # type: ignore[misc]
+Backend = StrEnum("Backend", ["auto", "pt", "torch", "tf", "flax"])
 Function = StrEnum("Function", list(text_classification.FUNCTIONS))  # type: ignore[misc]
-
-
-# How tokens become entities.
 Strategy = StrEnum("Strategy", list(token_classification.STRATEGIES))  # type: ignore[misc]
+Pooling = StrEnum("Pooling", ["cls", "mean", "max"])
+InputFormat = StrEnum("InputFormat", list(INPUT_FORMATS))  # type: ignore[misc]
+OutputFormat = StrEnum("OutputFormat", list(OUTPUT_FORMATS))  # type: ignore[misc]
+
+EXAMPLES = """
+[bold]Examples[/bold]
+
+distilbert run --task text-classification --model PATH "a wonderful film" "a mess"
+
+distilbert run --task ner --model PATH --aggregation-strategy simple --pretty "Obama flew to New York"
+
+distilbert run --task question-answering --model PATH --question "Who flew?" "Obama flew to New York."
+
+distilbert run --task fill-mask --model PATH "The capital of France is \\[MASK]."
+
+distilbert run --task sentiment-analysis --model PATH --input reviews.csv.gz --column review --output out.csv
+
+distilbert run --task feature-extraction --model PATH --pooling mean --input lines.txt --output vectors.npy
+
+[bold]Input[/bold] is one text a line, or by the name of the file JSONL, CSV or TSV; .gz and .zst behind it are
+understood. A JSON object, or a row below a header, is given to the task whole: text and text_pair, question and
+context, prompt and choices.
+
+[bold]Exit status[/bold]: 0 all is answered; 1 an error, one line on standard error; 2 wrong usage; 130 interrupted; 141
+the reader of the output has gone. After 1 and 130, what was answered is in OUTPUT.partial, and --resume goes on with
+it.
+"""
+
+# The groups of options in the help.
+MODEL, STREAMS, CLASSIFYING, TOKENS, ANSWERING, OTHERS = (
+    {"rich_help_panel": panel}
+    for panel in (
+        "The model",
+        "Input and output",
+        "Text and zero-shot classification",
+        "Token classification",
+        "Question answering and multiple choice",
+        "Masked words and features",
+    )
+)
 
 
-# What computes.
-Framework = StrEnum("Framework", list(BACKENDS))  # type: ignore[misc]
+def _names(value: str) -> list[str]:
+    return [name.strip() for name in value.split(",") if name.strip()]
+
+
+def _batch_size(value: str) -> int | str:
+    if value != "auto" and not (value.isdecimal() and int(value)):
+        raise typer.BadParameter(f"{value!r} is not auto, nor a number of at least 1")
+    return value if value == "auto" else int(value)
 
 
 def run(
-    task: Annotated[Task, typer.Option(help="What to compute.")],
-    model: Annotated[str, typer.Option(help="A folder with a saved model, or a Hub id.")],
+    context: typer.Context,
+    task: Annotated[Task, typer.Option(help="What to compute.", **MODEL)],
+    model: Annotated[str, typer.Option(help="A folder with a saved model, or a Hub id.", **MODEL)],
     texts: Annotated[list[str] | None, typer.Argument(help="Texts; without any, --input is read.")] = None,
-    framework: Annotated[
-        Framework | None, typer.Option(help="What computes; by default torch, or what is installed.")
+    backend: Annotated[
+        Backend, typer.Option("--backend", "--framework", help="What computes; auto: what is installed.", **MODEL)
+    ] = Backend.auto,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: as stored.", **MODEL)] = "float32",
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, cuda:1, …, or auto: a GPU where there is one.", **MODEL)
+    ] = "auto",
+    batch_size: Annotated[
+        Any, typer.Option(parser=_batch_size, metavar="N", help="Sequences the model sees at a time.", **MODEL)
+    ] = "auto",
+    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit on the Hub.", **MODEL)] = None,
+    input: Annotated[str, typer.Option(metavar="FILE", help="What to read; - is standard input.", **STREAMS)] = "-",
+    input_format: Annotated[
+        InputFormat | None, typer.Option(help="By default the file's name says it.", **STREAMS)
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: as stored.")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …, or auto.")] = "cpu",
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts the model sees at a time.")] = 32,
-    input: Annotated[str, typer.Option(metavar="FILE", help="One text a line; - is standard input.")] = "-",
-    output: Annotated[str, typer.Option(metavar="FILE", help="Where answers go; - is standard output.")] = "-",
+    text_field: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The field of JSONL that is the text.", **STREAMS)
+    ] = None,
+    column: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The column of CSV or TSV that is the text, or its number.", **STREAMS),
+    ] = None,
+    header: Annotated[
+        bool | None,
+        typer.Option(help="Whether CSV or TSV begins with names; by default unless --column is a number.", **STREAMS),
+    ] = None,
+    output: Annotated[
+        str, typer.Option(metavar="FILE", help="Where answers go; - is standard output.", **STREAMS)
+    ] = "-",
+    output_format: Annotated[
+        OutputFormat | None, typer.Option(help="By default the file's name says it.", **STREAMS)
+    ] = None,
+    pretty: Annotated[bool, typer.Option("--pretty", help="Print a table to read.", **STREAMS)] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an output file that is not complete.", **STREAMS)
+    ] = False,
+    question: Annotated[
+        str | None, typer.Option(help="Question answering: what to ask of each text.", **ANSWERING)
+    ] = None,
+    choices: Annotated[
+        Any,
+        typer.Option(parser=_names, metavar="A,B,…", help="Multiple choice: the choices for each text.", **ANSWERING),
+    ] = None,
     top_k: Annotated[
-        int | None, typer.Option(min=1, help="Text classification: give a list of the best K labels.")
+        int | None, typer.Option(min=0, help="Answers for each text, best first; 0 for all.", **STREAMS)
     ] = None,
     function_to_apply: Annotated[
         Function | None,
-        typer.Option(help="Text classification: from logits to scores; by default what the model was trained for."),
+        typer.Option(help="From logits to scores; by default what the model was trained for.", **CLASSIFYING),
     ] = None,
     truncation: Annotated[
-        bool | None,
-        typer.Option(help="Text classification: cut texts that are too long, with a warning, or refuse them."),
+        bool | None, typer.Option(help="Cut texts that are too long, with a warning, or refuse them.", **STREAMS)
     ] = None,
     aggregation_strategy: Annotated[
-        Strategy | None, typer.Option(help="Token classification: how tokens become entities; by default not at all.")
+        Strategy | None, typer.Option(help="How tokens become entities; by default not at all.", **TOKENS)
+    ] = None,
+    ignore_labels: Annotated[
+        Any, typer.Option(parser=_names, metavar="A,B,…", help="Labels to leave out; by default O.", **TOKENS)
     ] = None,
     stride: Annotated[
+        int | None, typer.Option(min=0, help="Read long texts in windows that share so many tokens.", **TOKENS)
+    ] = None,
+    doc_stride: Annotated[
         int | None,
-        typer.Option(min=0, help="Token classification: read long texts in windows that share so many tokens."),
+        typer.Option(min=1, help="Tokens that windows of a long context share, by default 128.", **ANSWERING),
+    ] = None,
+    max_answer_len: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of an answer, by default 15.", **ANSWERING)
+    ] = None,
+    max_seq_len: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of question and window, by default 384.", **ANSWERING)
+    ] = None,
+    max_question_len: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a question, by default 64.", **ANSWERING)
+    ] = None,
+    handle_impossible_answer: Annotated[
+        bool | None, typer.Option("--handle-impossible-answer", help="Let no answer be an answer.", **ANSWERING)
+    ] = None,
+    align_to_words: Annotated[
+        bool | None, typer.Option(help="Let answers begin and end with words.", **ANSWERING)
+    ] = None,
+    targets: Annotated[
+        Any, typer.Option(parser=_names, metavar="A,B,…", help="Words to score in place of the mask.", **OTHERS)
+    ] = None,
+    pooling: Annotated[
+        Pooling | None,
+        typer.Option(help="How the tokens' features become the text's; by default not at all.", **OTHERS),
+    ] = None,
+    normalize: Annotated[
+        bool | None, typer.Option(help="Give pooled features the length 1, the default.", **OTHERS)
+    ] = None,
+    candidate_labels: Annotated[
+        Any, typer.Option(parser=_names, metavar="A,B,…", help="Zero-shot classification: the labels.", **CLASSIFYING)
+    ] = None,
+    hypothesis_template: Annotated[
+        str | None, typer.Option(help="Makes a sentence of a label: This example is {}.", **CLASSIFYING)
+    ] = None,
+    multi_label: Annotated[
+        bool | None, typer.Option("--multi-label", help="Score each label by itself.", **CLASSIFYING)
     ] = None,
 ) -> None:
-    """Answer for each text with one line of JSON, in the order of the texts."""
-    every: dict[Task, dict[str, Any]] = {
-        Task.text_classification: {"top_k": top_k, "function_to_apply": function_to_apply, "truncation": truncation},
-        Task.token_classification: {"aggregation_strategy": aggregation_strategy, "stride": stride},
-    }
-    given = {of: {name: value for name, value in named.items() if value is not None} for of, named in every.items()}
-    for other, options in given.items():
-        if options and other != task:
-            name = next(iter(options)).replace("_", "-")
-            raise typer.BadParameter(f"--{name} belongs to {other}, the task is {task}")
+    """Answer for each text, in the order of the texts: with one line of JSON, or as the output's name says."""
+    name = ALIASES.get(task, str(task))
+    options = _options(context, name)
     if texts and input != "-":
         raise typer.BadParameter("both TEXT and --input are given, expected one of them")
+    for option, given, of in (("question", question, "question-answering"), ("choices", choices, "multiple-choice")):
+        if given is not None and name != of:
+            raise typer.BadParameter(f"--{option} belongs to {of}, the task is {name}")
+    layout = Layout(input_format, text_field, column, header)
     with (
         exit_statuses(),
-        open_output(output) as answers,
-        open_windows(texts, input, batch_size * WINDOW_BATCHES) as (windows, total),
+        open_answers(output, output_format, pretty=pretty, resume=resume) as answers,
     ):
-        # Imported only now: a wrong argument is reported before a framework spends seconds on loading.
-        inference = importlib.import_module(f"{choose_backend(framework)}.inference")
-        tokenizer = DistilBertTokenizer.from_pretrained(model)
-        head, make_pipeline = PIPELINES[task]
-        network = inference.InferenceModel(head, model, dtype=dtype, device=device)
-        pipeline = make_pipeline(network, network.config, tokenizer)
-        with show_progress(total) as advance:
-            for window in windows:
-                results = pipeline(window, batch_size=batch_size, **given[task])
-                for result in results:
-                    answers.write(json.dumps(result, ensure_ascii=False) + "\n")
-                answers.flush()
-                advance(len(window))
+        answerer = pipeline(
+            name,
+            model,
+            backend=backend,
+            dtype=dtype,
+            device=device,
+            batch_size=batch_size,
+            revision=revision,
+            **options,
+        )
+        size = answerer.look_ahead
+        with (
+            _open_windows(texts, input, size, layout) as windows,
+            show_progress(_total(texts, input, layout)) as advance,
+        ):
+            advance(answers.done)
+            remaining = _skip(windows, answers.done)
+            for results in answerer.answer_windows(_items(window, question, choices) for window in remaining):
+                answers.write(results)
+                advance(len(results))
+
+
+def _options(context: typer.Context, task: str) -> dict[str, Any]:
+    """The task's options among those given.
+
+    Raises:
+        typer.BadParameter: one belongs to other tasks only.
+    """
+    owners: dict[str, list[str]] = {}
+    for name, cls in TASKS.items():
+        for field in fields(cls.options_class):
+            owners.setdefault(field.name, []).append(name)
+    given = {name: value for name, value in context.params.items() if name in owners and value is not None}
+    for name in given:
+        if task not in owners[name]:
+            option = name.replace("_", "-")
+            raise typer.BadParameter(f"--{option} belongs to {' and '.join(owners[name])}, the task is {task}")
+    return given | ({"top_k": None} if given.get("top_k") == 0 else {})
+
+
+@contextmanager
+def _open_windows(texts: list[str] | None, name: str, size: int, layout: Layout) -> Iterator[Iterator[list[Any]]]:
+    if texts:
+        # The system may hand over bytes that are not UTF-8, which Python smuggles in as surrogates.
+        whole = [text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for text in texts]
+        yield (whole[start : start + size] for start in range(0, len(whole), size))
+    else:
+        with open_records(name, size, layout) as windows:
+            yield windows
+
+
+def _total(texts: list[str] | None, name: str, layout: Layout) -> int | None:
+    """How many texts there are, where somebody watches."""
+    if texts:
+        return len(texts)
+    return count_records(name, layout) if sys.stderr.isatty() else None
+
+
+def _skip(windows: Iterable[list[Any]], count: int) -> Iterator[list[Any]]:
+    """All but the first ``count``."""
+    for window in windows:
+        if rest := window[count:]:
+            yield rest
+        count = max(0, count - len(window))
+
+
+def _items(window: list[Any], question: str | None, choices: list[str] | None) -> list[Any]:
+    """What the task is asked."""
+    if question is not None:
+        return [{"question": question, "context": text} for text in window]
+    if choices is not None:
+        return [{"prompt": text, "choices": choices} for text in window]
+    return window

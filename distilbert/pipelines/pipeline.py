@@ -179,7 +179,7 @@ class Pipeline:
 
     def encode_whole(self, items: Sequence[Any], truncation: bool) -> list[Sample]:
         """One window for each text, cut at the model's limit where that is allowed."""
-        options = {"truncation": True, "max_length": self.limit} if truncation else {}
+        options: dict[str, Any] = {"truncation": True, "max_length": self.limit} if truncation else {}
         samples = [
             Sample(item, [encoding], bool(encoding.overflowing))
             for item, encoding in zip(items, self.tokenize(items, **options), strict=True)
