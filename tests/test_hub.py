@@ -14,6 +14,10 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
+    """What the Hub answers. ``fault`` says how often the weights arrive otherwise, and how."""
+
+    fault = ("", 0)
+
     def do_GET(self):
         parts = self.path.split("?")[0].strip("/").split("/")
         known = parts[:2] == ["someone", "tiny"]
@@ -23,15 +27,25 @@ class Hub(http.server.BaseHTTPRequestHandler):
             code = "RevisionNotFound"
         elif known and path.is_file():
             body, status, code = path.read_bytes(), 200, ""
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
+        is_large = path.suffix == ".safetensors"
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        fault = ""
+        if is_large and self.command == "GET" and Hub.fault[1]:
+            fault, Hub.fault = Hub.fault[0], (Hub.fault[0], Hub.fault[1] - 1)
+        digest = hashlib.sha256(body) if is_large else hashlib.sha1(b"blob %d\0" % len(body) + body)
+        self.send_response(206 if start else status)
+        self.send_header("Content-Length", str(len(body) - start))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
         self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
+        self.send_header("ETag", f'"{digest.hexdigest()}"')
         if code:
             self.send_header("X-Error-Code", code)
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(body)
+            if fault == "flipped":
+                body = body[:-9] + bytes([body[-9] ^ 1]) + body[-8:]
+            self.wfile.write(body[start : start + 5000] if fault == "dropped" else body[start:])
 
     do_HEAD = do_GET  # noqa: N815
 
@@ -83,3 +97,20 @@ def test_what_goes_wrong_is_explained(hub, name, options, message):
     result = hub(f"distilbert.DistilBertConfig.from_pretrained({name!r}{options})")
     assert "CheckpointError" in result.stderr.splitlines()[-1]
     assert message in result.stderr.splitlines()[-1]
+
+
+LOAD = "print(distilbert.DistilBertForSequenceClassification.from_pretrained('someone/tiny').config.num_labels)"
+
+
+def test_a_connection_that_drops_is_taken_up_again(hub):
+    Hub.fault = ("dropped", 1)
+    assert hub(LOAD).stdout.split() == ["3"]
+
+
+@pytest.mark.parametrize("fault, message", [("dropped", "model.safetensors broke off"), ("flipped", "arrived damaged")])
+def test_a_download_that_fails_leaves_nothing_to_mislead_the_next(fault, message, hub):
+    Hub.fault = (fault, 99)
+    failed = hub(LOAD)
+    Hub.fault = ("", 0)
+    assert "CheckpointError" in failed.stderr.splitlines()[-1] and message in failed.stderr.splitlines()[-1]
+    assert hub(LOAD).stdout.split() == ["3"]

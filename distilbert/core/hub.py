@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from distilbert.core.errors import CheckpointError
 from distilbert.core.files import current_file
+
+CHUNK_BYTES = 1 << 20
 
 
 def find_file(
@@ -50,15 +53,14 @@ def find_file(
     from huggingface_hub import errors
 
     try:
-        return Path(
-            huggingface_hub.hf_hub_download(
-                name,
-                filename,
-                revision=revision,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-                token=token,
-            )
+        before = huggingface_hub.try_to_load_from_cache(name, filename, cache_dir, revision)
+        path = huggingface_hub.hf_hub_download(
+            name,
+            filename,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
         )
     except errors.LocalEntryNotFoundError:
         # Offline. The repository may be cached without this file, which another of its formats replaces.
@@ -80,6 +82,33 @@ def find_file(
         ) from None
     except (errors.HfHubHTTPError, errors.HFValidationError) as error:
         raise CheckpointError(f"{name}: the Hub answered: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # of the HTTP library, which is another with other versions of the Hub's
+        raise CheckpointError(f"{name}: the download of {filename} broke off: {error}; try again") from None
+    if path != before:
+        _verify(Path(path), name)
+    return Path(path)
+
+
+def _verify(path: Path, name: str) -> None:
+    """Check a file just downloaded: the Hub's cache names it by the hash that the server gave before.
+
+    That is the SHA-256 of large files and Git's SHA-1 of small ones.
+
+    Raises:
+        CheckpointError: it has another; it is deleted, so that it is not taken from the cache the next time.
+    """
+    blob = path.resolve()
+    size = len(blob.name)
+    if size not in (40, 64) or not set(blob.name) <= set("0123456789abcdef"):
+        return  # where the system has no links, or for a server that is not the Hub
+    hashed = hashlib.sha256() if size == 64 else hashlib.sha1(b"blob %d\0" % blob.stat().st_size, usedforsecurity=False)
+    with blob.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            hashed.update(chunk)
+    if hashed.hexdigest() != blob.name:
+        path.unlink()
+        blob.unlink(missing_ok=True)
+        raise CheckpointError(f"{name}: {path.name} arrived damaged (its hash is not {blob.name}); try again")
 
 
 def _is_cached(name: str, revision: str | None, cache_dir: str | Path | None) -> bool:
