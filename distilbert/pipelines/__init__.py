@@ -14,10 +14,18 @@ from distilbert.core.backends import choose_backend
 from distilbert.core.errors import InputError
 from distilbert.core.tokenizer import DistilBertTokenizer
 from distilbert.pipelines.pipeline import Pipeline
+from distilbert.pipelines.question_answering import QuestionAnsweringPipeline
 from distilbert.pipelines.text_classification import TextClassificationPipeline
 from distilbert.pipelines.token_classification import TokenClassificationPipeline
 
-TASKS: dict[str, type[Pipeline]] = {cls.task: cls for cls in (TextClassificationPipeline, TokenClassificationPipeline)}
+TASKS: dict[str, type[Pipeline]] = {
+    cls.task: cls
+    for cls in (
+        QuestionAnsweringPipeline,
+        TextClassificationPipeline,
+        TokenClassificationPipeline,
+    )
+}
 ALIASES = {"ner": "token-classification", "sentiment-analysis": "text-classification"}
 
 
