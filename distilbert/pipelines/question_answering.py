@@ -24,7 +24,7 @@ from tokenizers import Encoding
 from distilbert.core.errors import InputError
 from distilbert.pipelines.batching import Arrays
 from distilbert.pipelines.pipeline import Pipeline, Sample, logger, read_text, require_count, require_mapping
-from distilbert.pipelines.scores import softmax
+from distilbert.pipelines.scores import largest, softmax
 
 DOC_STRIDE = 128
 
@@ -227,9 +227,7 @@ def best_spans(
     # Only the band of spans that are short enough, (L, max_length) by first token and length, not all (L, L).
     ends = np.add.outer(np.arange(length), np.arange(min(max_length, length)))
     scores = np.where(ends < length, start[:, None] * end[np.minimum(ends, length - 1)], -1).ravel()
-    count = min(count, int((ends < length).sum()))
-    best = np.sort(np.argpartition(-scores, count - 1)[:count])
-    best = best[np.argsort(-scores[best], kind="stable")]
+    best = largest(scores, min(count, int((ends < length).sum())))
     return best // ends.shape[1], ends.ravel()[best], scores[best]
 
 
