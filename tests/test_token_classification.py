@@ -35,7 +35,7 @@ def pipeline(folder):
 def load(backend, folder):
     module = importlib.import_module(f"{BACKENDS[backend][1]}.inference")
     network = module.InferenceModel("token-classification", folder)
-    return TokenClassificationPipeline(network, network.config, DistilBertTokenizer.from_pretrained(folder))
+    return TokenClassificationPipeline(network, DistilBertTokenizer.from_pretrained(folder))
 
 
 def assert_same(actual, expected):

@@ -16,14 +16,14 @@ from distilbert.cli.answers import open_answers
 from distilbert.cli.terminal import exit_statuses, show_progress
 from distilbert.core.records import FORMATS as INPUT_FORMATS
 from distilbert.core.records import Layout, count_records, open_records
-from distilbert.pipelines import ALIASES, TASKS, pipeline, text_classification, token_classification
+from distilbert.pipelines import ALIASES, TASKS, feature_extraction, pipeline, text_classification, token_classification
 
 # Names of what there is, as options show them.
 Task = StrEnum("Task", [*TASKS, *ALIASES])  # type: ignore[misc]
 Backend = StrEnum("Backend", ["auto", "pt", "torch", "tf", "flax"])
 Function = StrEnum("Function", list(text_classification.FUNCTIONS))  # type: ignore[misc]
 Strategy = StrEnum("Strategy", list(token_classification.STRATEGIES))  # type: ignore[misc]
-Pooling = StrEnum("Pooling", ["cls", "mean", "max"])
+Pooling = StrEnum("Pooling", list(feature_extraction.POOLINGS))  # type: ignore[misc]
 InputFormat = StrEnum("InputFormat", list(INPUT_FORMATS))  # type: ignore[misc]
 OutputFormat = StrEnum("OutputFormat", list(OUTPUT_FORMATS))  # type: ignore[misc]
 

@@ -13,11 +13,27 @@ from typing import Any
 from distilbert.core.backends import choose_backend
 from distilbert.core.errors import InputError
 from distilbert.core.tokenizer import DistilBertTokenizer
+from distilbert.pipelines.feature_extraction import FeatureExtractionPipeline
+from distilbert.pipelines.fill_mask import FillMaskPipeline
+from distilbert.pipelines.multiple_choice import MultipleChoicePipeline
 from distilbert.pipelines.pipeline import Pipeline
+from distilbert.pipelines.question_answering import QuestionAnsweringPipeline
 from distilbert.pipelines.text_classification import TextClassificationPipeline
 from distilbert.pipelines.token_classification import TokenClassificationPipeline
+from distilbert.pipelines.zero_shot_classification import ZeroShotClassificationPipeline
 
-TASKS: dict[str, type[Pipeline]] = {cls.task: cls for cls in (TextClassificationPipeline, TokenClassificationPipeline)}
+TASKS: dict[str, type[Pipeline]] = {
+    cls.task: cls
+    for cls in (
+        FeatureExtractionPipeline,
+        FillMaskPipeline,
+        MultipleChoicePipeline,
+        QuestionAnsweringPipeline,
+        TextClassificationPipeline,
+        TokenClassificationPipeline,
+        ZeroShotClassificationPipeline,
+    )
+}
 ALIASES = {"ner": "token-classification", "sentiment-analysis": "text-classification"}
 
 

@@ -23,7 +23,7 @@ class Model(Protocol):
         """How many sequences of ``length`` tokens to give it at a time."""
 
     def __call__(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> Arrays:
-        """From ids (B, L) and mask (B, L) to arrays with a leading B."""
+        """From ids and mask, (B, L) or for multiple choice (B, C, L), to arrays with a leading B."""
 
 
 def run_by_length(

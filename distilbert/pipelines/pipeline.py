@@ -179,11 +179,18 @@ class Pipeline:
 
     def encode_whole(self, items: Sequence[Any], truncation: bool) -> list[Sample]:
         """One window for each text, cut at the model's limit where that is allowed."""
-        options: dict[str, Any] = {"truncation": True, "max_length": self.limit} if truncation else {}
-        samples = [
-            Sample(item, [encoding], bool(encoding.overflowing))
-            for item, encoding in zip(items, self.tokenize(items, **options), strict=True)
-        ]
+        return self.encode_several(items, [[item] for item in items], truncation)
+
+    def encode_several(
+        self, items: Sequence[Any], texts: Sequence[Sequence[Any]], truncation: bool | str
+    ) -> list[Sample]:
+        """A window for each of the texts, or pairs, that an item is asked with; ``truncation`` as in the tokenizer."""
+        options: dict[str, Any] = {"truncation": truncation, "max_length": self.limit} if truncation else {}
+        encodings = iter(self.tokenize([text for of_item in texts for text in of_item], **options))
+        samples = []
+        for item, of_item in zip(items, texts, strict=True):
+            windows = list(islice(encodings, len(of_item)))
+            samples.append(Sample(item, windows, any(window.overflowing for window in windows)))
         self.check_lengths(samples)
         return samples
 
@@ -233,6 +240,26 @@ def read_text(item: Any, name: str = "text") -> str:
     except UnicodeEncodeError as error:
         raise InputError(f"{name} has half a surrogate pair at {error.start}, which is no character") from None
     return item
+
+
+def require_mapping(item: Any, *names: str) -> None:
+    """Check that an item has several parts.
+
+    Raises:
+        InputError: it is no mapping.
+    """
+    if not isinstance(item, Mapping):
+        raise InputError(f"is of type {type(item).__name__}, expected a mapping with {' and '.join(names)}")
+
+
+def require_count(name: str, value: Any, least: int = 1) -> None:
+    """Check an option that counts something.
+
+    Raises:
+        InputError: it is no integer, or smaller.
+    """
+    if not isinstance(value, int) or value < least:
+        raise InputError(f"{name} is {value!r}, expected an integer of at least {least}")
 
 
 def _check_batch_size(batch_size: int | str) -> int | None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from distilbert.core.config import DistilBertConfig
 from distilbert.core.errors import InputError
-from distilbert.pipelines.pipeline import Pipeline, Sample, read_text
+from distilbert.pipelines.pipeline import Pipeline, Sample, read_text, require_count
 from distilbert.pipelines.scores import sigmoid, softmax
 
 # From a row of logits to scores, under the names that users write.
@@ -44,8 +44,8 @@ class Options:
     truncation: bool = True
 
     def __post_init__(self) -> None:
-        if self.top_k is not None and self.top_k < 1:
-            raise InputError(f"top_k is {self.top_k}, expected at least 1, or None for all")
+        if self.top_k is not None:
+            require_count("top_k", self.top_k)
         if self.function_to_apply not in (None, *FUNCTIONS):
             expected = ", ".join(FUNCTIONS)
             raise InputError(f"function_to_apply is {self.function_to_apply!r}, expected one of {expected}")

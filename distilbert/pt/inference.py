@@ -76,8 +76,8 @@ class InferenceModel:
         """Run one batch.
 
         Args:
-            input_ids: integers (B, L).
-            attention_mask: (B, L), 1 for tokens and 0 for padding.
+            input_ids: integers (B, L), or (B, C, L) for multiple choice.
+            attention_mask: of the same shape, 1 for tokens and 0 for padding.
 
         Returns:
             The model's outputs by name, as float32.
