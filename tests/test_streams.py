@@ -10,7 +10,7 @@ import zstandard
 from conftest import GOLDEN
 from typer.testing import CliRunner
 
-from distilbert.cli import app
+from distilbert.cli import make_app
 from distilbert.cli.answers import open_answers
 from distilbert.core.errors import InputError
 from distilbert.core.records import Layout, count_records, open_records
@@ -90,7 +90,7 @@ ENTITIES = [[], [{"word": "a", "start": 0}], [{"word": "b", "start": 1}, {"word"
 def write(path, answers, **options):
     with open_answers(str(path), None, **options) as writer:
         for answer in answers[writer.done :]:
-            writer.write([answer])
+            writer.write([], [answer])
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_failure_keeps_the_answers_and_the_old_file(tmp_path):
     path = tmp_path / "out.jsonl"
     path.write_text("old\n")
     with pytest.raises(ZeroDivisionError), open_answers(str(path), None) as writer:
-        writer.write(LABELS[:2])
+        writer.write([], LABELS[:2])
         raise ZeroDivisionError
     assert path.read_text() == "old\n"
     write(path, LABELS, resume=True)
@@ -154,7 +154,7 @@ def test_arrays_and_tables(tmp_path):
 
 
 def run(*arguments, **options):
-    return CliRunner().invoke(app, ["run", "--model", str(MODEL), "--task", *map(str, arguments)], **options)
+    return CliRunner().invoke(make_app(), ["run", "--model", str(MODEL), "--task", *map(str, arguments)], **options)
 
 
 def test_the_command_reads_and_writes_them(tmp_path):
@@ -186,4 +186,4 @@ def test_options_belong_to_tasks(tmp_path):
 def test_help_shows_examples_and_completion():
     shown = run("ner", "--help").output
     assert "Examples" in shown and "--resume" in shown
-    assert "--install-completion" in CliRunner().invoke(app, ["--help"]).output
+    assert "--install-completion" in CliRunner().invoke(make_app(), ["--help"]).output

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
+from collections.abc import Iterable
 
 import typer
 
-from distilbert.cli.conversion import convert, inspect
-from distilbert.cli.parity import parity
-from distilbert.cli.run import EXAMPLES, run
-
-app = typer.Typer(
-    pretty_exceptions_enable=False, no_args_is_help=True, rich_markup_mode="rich", help=(__doc__ or "").strip()
-)
-app.command(epilog="\n\n".join(" ".join(part.split()) for part in EXAMPLES.split("\n\n")))(run)
-for command in (convert, inspect, parity):
-    app.command()(command)
+# Each command, and the module here that has it. RUN_EPILOG there, say, is how the help of run ends.
+COMMANDS = {"run": "run", "convert": "conversion", "inspect": "conversion", "parity": "parity"}
 
 
-@app.callback()
+def make_app(names: Iterable[str] = COMMANDS) -> typer.Typer:
+    """The application, with the commands of these names."""
+    app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, rich_markup_mode="rich")
+    app.callback()(_commands)
+    for name in names:
+        module = importlib.import_module(f"{__name__}.{COMMANDS[name]}")
+        paragraphs = getattr(module, f"{name.upper()}_EPILOG", "").split("\n\n")
+        app.command(epilog="\n\n".join(" ".join(part.split()) for part in paragraphs))(getattr(module, name))
+    return app
+
+
 def _commands() -> None:
     """Use, train, convert and compare DistilBERT."""
 
@@ -39,4 +43,6 @@ def main() -> None:
     logger.addHandler(handler)
     logger.propagate = False
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries would bury our one line
-    app()
+    # Other commands need modules that this one should not wait for.
+    called = sys.argv[1:2]
+    make_app(called if called and called[0] in COMMANDS else COMMANDS)()

@@ -22,6 +22,7 @@ from distilbert.core.errors import CheckpointError, InputError
 FORMATS = ("jsonl", "csv", "npy", "npz")
 PARTIAL = ".partial"
 CSV_NUMBER = "input"
+EXCERPT = 40  # characters
 NPY_HEADER = 128  # bytes, which numpy pads short headers to
 
 logger = logging.getLogger("distilbert")
@@ -45,7 +46,7 @@ class JsonLines:
         file.truncate()
         return cls(file, done)
 
-    def write(self, answers: Sequence[Any]) -> None:
+    def write(self, items: Sequence[Any], answers: Sequence[Any]) -> None:
         """Write some more."""
         lines = (json.dumps(answer, ensure_ascii=False, default=_plain) + "\n" for answer in answers)
         self.file.write("".join(lines).encode())
@@ -86,7 +87,7 @@ class Csv:
         file.truncate()
         return cls(file, last - 1, names)
 
-    def write(self, answers: Sequence[Any]) -> None:
+    def write(self, items: Sequence[Any], answers: Sequence[Any]) -> None:
         """Write some more."""
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\n")
@@ -129,7 +130,7 @@ class Npy:
         file.truncate()
         return cls(file, done, width)
 
-    def write(self, answers: Sequence[Any]) -> None:
+    def write(self, items: Sequence[Any], answers: Sequence[Any]) -> None:
         """Write some more."""
         for vector in answers:
             if np.ndim(vector) != 1:
@@ -169,7 +170,7 @@ class Npz:
         """
         raise InputError("npz cannot be resumed; write jsonl, or npy with a pooling")
 
-    def write(self, answers: Sequence[Any]) -> None:
+    def write(self, items: Sequence[Any], answers: Sequence[Any]) -> None:
         """Write some more."""
         for array in answers:
             with self.archive.open(f"{self.number}.npy", "w", force_zip64=True) as file:
@@ -187,16 +188,19 @@ class Pretty:
     def __init__(self) -> None:
         self.done = self.number = 0
 
-    def write(self, answers: Sequence[Any]) -> None:
+    def write(self, items: Sequence[Any], answers: Sequence[Any]) -> None:
         """Print some more."""
-        rows = []
-        for answer in answers:
+        rows: list[tuple[str, str, Mapping[str, Any]]] = []
+        for item, answer in zip(items, answers, strict=True):
             self.number += 1
-            for place, entry in enumerate(_entries(answer) or [{"": "nothing found"}]):
-                rows.append(((str(self.number) if place == 0 else ""), entry))
-        names = list(dict.fromkeys(name for _, entry in rows for name in entry))
-        cells = [[number, *(_cell(entry.get(name, "")) for name in names)] for number, entry in rows]
-        print_table("", ["", *names], cells)
+            first, *others = _entries(answer) or [{}]
+            rows += [(str(self.number), _excerpt(item), first), *(("", "", entry) for entry in others)]
+        names = list(dict.fromkeys(name for *_, entry in rows for name in entry))
+        print_table(
+            "",
+            ["", "input", *names],
+            [[*start, *(_cell(entry.get(name, "")) for name in names)] for *start, entry in rows],
+        )
 
     def close(self) -> None:
         """Nothing more follows."""
@@ -207,7 +211,7 @@ WRITERS: dict[str, Any] = {"jsonl": JsonLines, "csv": Csv, "npy": Npy, "npz": Np
 
 @contextmanager
 def open_answers(name: str, kind: str | None, *, pretty: bool = False, resume: bool = False) -> Iterator[Any]:
-    """What writes answers: ``write`` takes some, ``done`` says how many inputs were answered before.
+    """What writes answers: ``write`` takes some items with theirs, ``done`` says how many inputs were answered before.
 
     A file gets its name only once it is complete. Until then, and after a crash, what there is has ``.partial`` behind
     its name, and ``resume`` goes on with it, or with a file of that name itself.
@@ -284,6 +288,13 @@ def _entries(answer: Any) -> list[Mapping[str, Any]]:
             for entry in _entries(part)
         ]
     raise InputError("features make no table; write npy, npz or jsonl")
+
+
+def _excerpt(item: Any) -> str:
+    """The beginning of what was asked."""
+    text = item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)
+    text = " ".join(text.split())
+    return text if len(text) <= EXCERPT else text[: EXCERPT - 1] + "…"
 
 
 def _cell(value: Any) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from enum import StrEnum
+from itertools import tee
 from typing import Annotated, Any
 
 import typer
@@ -27,7 +28,7 @@ Pooling = StrEnum("Pooling", list(feature_extraction.POOLINGS))  # type: ignore[
 InputFormat = StrEnum("InputFormat", list(INPUT_FORMATS))  # type: ignore[misc]
 OutputFormat = StrEnum("OutputFormat", list(OUTPUT_FORMATS))  # type: ignore[misc]
 
-EXAMPLES = """
+RUN_EPILOG = """
 [bold]Examples[/bold]
 
 distilbert run --task text-classification --model PATH "a wonderful film" "a mess"
@@ -210,9 +211,9 @@ def run(
             show_progress(_total(texts, input, layout)) as advance,
         ):
             advance(answers.done)
-            remaining = _skip(windows, answers.done)
-            for results in answerer.answer_windows(_items(window, question, choices) for window in remaining):
-                answers.write(results)
+            asked, remaining = tee(_items(window, question, choices) for window in _skip(windows, answers.done))
+            for results in answerer.answer_windows(remaining):
+                answers.write(next(asked), results)
                 advance(len(results))
 
 

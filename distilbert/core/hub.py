@@ -54,7 +54,7 @@ def find_file(
 
     try:
         before = huggingface_hub.try_to_load_from_cache(name, filename, cache_dir, revision)
-        path = huggingface_hub.hf_hub_download(
+        found = huggingface_hub.hf_hub_download(
             name,
             filename,
             revision=revision,
@@ -84,9 +84,9 @@ def find_file(
         raise CheckpointError(f"{name}: the Hub answered: {str(error).splitlines()[0]}") from None
     except Exception as error:  # of the HTTP library, which is another with other versions of the Hub's
         raise CheckpointError(f"{name}: the download of {filename} broke off: {error}; try again") from None
-    if path != before:
-        _verify(Path(path), name)
-    return Path(path)
+    if found != before:
+        _verify(Path(found), name)
+    return Path(found)
 
 
 def _verify(path: Path, name: str) -> None:

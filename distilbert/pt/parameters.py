@@ -49,16 +49,21 @@ def attach(root: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def make_part(rows: tuple[Parameter, ...], config: DistilBertConfig) -> nn.Module:
-    """PyTorch's own module for one row's parameters, with its initial values."""
+    """PyTorch's own module for one row's parameters, with its initial values.
+
+    Not by ``skip_init``: on the meta device that imports PyTorch's compiler and SymPy, which takes two seconds.
+    """
     kind, shape = rows[0].kind, rows[0].shape
     part: nn.Module
     if kind is Kind.WEIGHT:
-        part = nn.utils.skip_init(nn.Linear, shape[1], shape[0], device=torch.get_default_device())
+        part = nn.Linear(shape[1], shape[0], device="meta")
+        if (device := torch.get_default_device()).type != "meta":
+            part.to_empty(device=device)
     elif kind is Kind.NORM_SCALE:
         part = nn.LayerNorm(shape, eps=config.layer_norm_eps)
     else:
         padding = config.pad_token_id if kind is Kind.WORD_EMBEDDING else None
-        part = nn.utils.skip_init(nn.Embedding, *shape, padding_idx=padding, device=torch.get_default_device())
+        part = nn.Embedding.from_pretrained(torch.empty(shape), freeze=False, padding_idx=padding)
     for row in rows:
         value = part.get_parameter(row.name.rpartition(".")[2])
         value.requires_grad = row.kind is not Kind.SINUSOID

@@ -13,13 +13,13 @@ from conftest import GOLDEN
 from typer.testing import CliRunner
 
 import distilbert.pt.encoder
-from distilbert.cli import app
+from distilbert.cli import make_app
 
 MODEL = str(GOLDEN / "distilbert-seqcls")
 
 
 def run(*arguments):
-    return CliRunner().invoke(app, ["parity", *arguments])
+    return CliRunner().invoke(make_app(), ["parity", *arguments])
 
 
 def test_a_table_and_a_verdict():
