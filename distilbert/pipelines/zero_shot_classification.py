@@ -103,7 +103,14 @@ class ZeroShotClassificationPipeline(Pipeline):
         """A window for each label."""
         make = options.hypothesis_template.format
         pairs = [[(item.text, make(label)) for label in item.labels] for item in items]
-        return self.encode_several(items, pairs, "only_first")
+        try:
+            return self.encode_several(items, pairs, "only_first")
+        except InputError:  # the tokenizer's: it cannot cut as much of a text as would have to go
+            longest = max((hypothesis for of_item in pairs for _, hypothesis in of_item), key=len)
+            raise InputError(
+                f"a label leaves no room for its text: the model reads {self.limit} tokens together; shorten it, of "
+                f"all hypotheses the longest is {longest[:40]!r}"
+            ) from None
 
     def keep(self, sample: Sample, window: Encoding, outputs: Arrays, options: Options) -> np.ndarray:
         """The logits (C,) of a label."""
