@@ -11,6 +11,7 @@ from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import distilbert
 from distilbert.core.errors import DistilBertError, InputError
 from distilbert.pipelines import TASKS, pipeline
 
@@ -212,3 +213,15 @@ def check_answer(task, item, answer):
         assert np.isfinite(answer).all() and answer.shape[1:] == (32,)
     else:
         assert answer
+
+
+@pytest.mark.parametrize("backend, prefix", [("pt", ""), ("tf", "TF"), ("flax", "Flax")])
+def test_a_loaded_model_answers_too(backend, prefix, ask, tmp_path):
+    make.checkpoint(tmp_path, "fill-mask")
+    model = getattr(distilbert, f"{prefix}DistilBertForMaskedLM").from_pretrained(tmp_path)
+    loaded = pipeline("fill-mask", model, tokenizer=tmp_path)
+    assert_same(loaded("a [MASK] film"), ask("fill-mask", backend)("a [MASK] film"))
+    with pytest.raises(InputError, match="expected one of ours for base, or where it is"):
+        pipeline("feature-extraction", model, tokenizer=tmp_path)
+    with pytest.raises(InputError, match="needs a tokenizer="):
+        pipeline("fill-mask", model)

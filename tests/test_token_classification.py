@@ -1,6 +1,5 @@
 """The token classification pipeline against transformers 4.57.6's (tests/golden/pipelines)."""
 
-import importlib
 import json
 import subprocess
 import sys
@@ -9,10 +8,10 @@ import numpy as np
 import pytest
 from conftest import GOLDEN
 
+import distilbert
 from distilbert.core.backends import BACKENDS
 from distilbert.core.errors import InputError
-from distilbert.core.tokenizer import DistilBertTokenizer
-from distilbert.pipelines.token_classification import STRATEGIES, TokenClassificationPipeline
+from distilbert.pipelines.token_classification import STRATEGIES
 
 sys.path.insert(0, str(GOLDEN / "pipelines"))
 import make
@@ -33,9 +32,7 @@ def pipeline(folder):
 
 
 def load(backend, folder):
-    module = importlib.import_module(f"{BACKENDS[backend][1]}.inference")
-    network = module.InferenceModel("token-classification", folder)
-    return TokenClassificationPipeline(network, DistilBertTokenizer.from_pretrained(folder))
+    return distilbert.pipeline("ner", folder, backend=backend)
 
 
 def assert_same(actual, expected):

@@ -93,46 +93,56 @@ class InferenceModel:
     """A trained model that maps arrays to arrays.
 
     Args:
-        head: the spec's name for what to compute.
-        name_or_path: a folder, or a Hub id.
-        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"auto"``.
-        device: for example ``"cpu"``, ``"gpu:0"`` or ``"auto"``.
-        where: ``revision``, ``cache_dir``, ``local_files_only``, ``token``.
-
-    Raises:
-        CheckpointError: the checkpoint is absent, damaged, or was not trained with this head.
-        InputError: a device that is not there.
+        model: in the precision that it has.
+        params: its values, by default its own.
+        device: where they are, if they were put on one.
     """
 
     def __init__(
-        self,
-        head: str,
-        name_or_path: str | Path,
-        *,
-        dtype: str | None = None,
-        device: str | None = None,
-        **where: Any,
+        self, model: PreTrainedModel, params: Mapping[str, Any] | None = None, device: jax.Device | None = None
     ) -> None:
-        self.head = head
-        self.device = parse_device(device)
-        with jax.default_device(self.device):
-            loaded: Any = MODELS[head].from_pretrained(
-                name_or_path, dtype=dtype or "float32", _do_init=False, output_loading_info=True, **where
-            )
-        model, self.params, report = loaded
-        require_head(report, head, name_or_path)
-        self.is_per_token = head not in ("sequence-classification", "multiple-choice")
+        self.head = model.head
         self.config: DistilBertConfig = model.config
+        self.is_per_token = self.head not in ("sequence-classification", "multiple-choice")
+        self.params = model.params if params is None else params
+        self.device = device  # None: inputs follow the values, which may be on several
+        self.platform = next(iter(jax.tree.leaves(self.params)[0].devices())).platform
 
         def run(params: Any, input_ids: jax.Array, attention_mask: jax.Array) -> dict[str, jax.Array]:
             return dict(model(input_ids, attention_mask, params=params, return_dict=True))
 
         self.run = jax.jit(run)
 
+    @classmethod
+    def from_pretrained(
+        cls, head: str, name_or_path: str | Path, *, dtype: str | None = None, device: str | None = None, **where: Any
+    ) -> InferenceModel:
+        """Load a checkpoint.
+
+        Args:
+            head: the spec's name for what to compute.
+            name_or_path: a folder, or a Hub id.
+            dtype: ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"auto"``.
+            device: for example ``"cpu"``, ``"gpu:0"`` or ``"auto"``.
+            where: ``revision``, ``cache_dir``, ``local_files_only``, ``token``.
+
+        Raises:
+            CheckpointError: the checkpoint is absent, damaged, or was not trained with this head.
+            InputError: a device that is not there.
+        """
+        target = parse_device(device)
+        with jax.default_device(target):
+            loaded: Any = MODELS[head].from_pretrained(
+                name_or_path, dtype=dtype or "float32", _do_init=False, output_loading_info=True, **where
+            )
+        model, params, report = loaded
+        require_head(report, head, name_or_path)
+        return cls(model, params, target)
+
     def batch_rows(self, length: int) -> int:
         """How many sequences of ``length`` tokens to give at a time: a power of two, as ``__call__`` pads to one."""
         padded = next((bucket for bucket in LENGTHS if bucket >= length), length)
-        return 1 << batch_rows(padded, self.head, self.device.platform == "cpu").bit_length() - 1
+        return 1 << batch_rows(padded, self.head, self.platform == "cpu").bit_length() - 1
 
     def __call__(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> dict[str, np.ndarray]:
         """Run one batch.
@@ -160,8 +170,8 @@ class InferenceModel:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             raise InputError(
-                f"{self.device}: a batch of {' x '.join(map(str, input_ids.shape))} tokens does not fit "
-                "into its memory; try a smaller batch size"
+                f"{self.device or self.platform}: a batch of {' x '.join(map(str, input_ids.shape))} tokens does not "
+                "fit into its memory; try a smaller batch size"
             ) from None
         return {name: value[:, :length] if self.is_per_token else value for name, value in arrays.items()}
 

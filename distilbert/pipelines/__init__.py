@@ -10,7 +10,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from distilbert.core.backends import choose_backend
+from distilbert.core.backends import BACKENDS, choose_backend
 from distilbert.core.errors import InputError
 from distilbert.core.tokenizer import DistilBertTokenizer
 from distilbert.pipelines.feature_extraction import FeatureExtractionPipeline
@@ -39,8 +39,9 @@ ALIASES = {"ner": "token-classification", "sentiment-analysis": "text-classifica
 
 def pipeline(
     task: str,
-    model: str | Path | None = None,
+    model: Any = None,
     *,
+    tokenizer: DistilBertTokenizer | str | Path | None = None,
     backend: str = "auto",
     dtype: str | None = None,
     device: str | None = None,
@@ -55,7 +56,8 @@ def pipeline(
 
     Args:
         task: one of ``TASKS``, or ``"ner"`` or ``"sentiment-analysis"``.
-        model: a folder, or a Hub id.
+        model: a folder, or a Hub id; or a model of any of the frameworks, which stays where and as it is.
+        tokenizer: the model's, or where it is; by default where the model is.
         backend: ``"pt"``, ``"tf"`` or ``"flax"``; ``"auto"`` takes the first that is installed.
         dtype: ``"float32"`` (the default), ``"bfloat16"``, ``"float16"``, or ``"auto"``: as stored.
         device: for example ``"cpu"`` or ``"cuda:0"``; by default a GPU where there is one.
@@ -78,13 +80,33 @@ def pipeline(
         raise InputError(f"no model comes with the library for {name}; pass model=, a folder or a Hub id")
     cls = TASKS[name]
     cls.change_options(cls.options_class(), options)  # a wrong one is reported before a framework is loaded
-    inference = importlib.import_module(f"{choose_backend(backend)}.inference")
+    is_loaded = not isinstance(model, (str, Path))
+    package = _package_of(model, cls.head) if is_loaded else choose_backend(backend)
+    if is_loaded and tokenizer is None:
+        raise InputError("a model that is loaded already needs a tokenizer=")
+    inference = importlib.import_module(f"{package}.inference")
     where: dict[str, Any] = {
         "revision": revision,
         "cache_dir": cache_dir,
         "local_files_only": local_files_only,
         "token": token,
     }
-    tokenizer = DistilBertTokenizer.from_pretrained(model, **where)
-    network = inference.InferenceModel(cls.head, model, dtype=dtype, device=device or "auto", **where)
+    if not isinstance(tokenizer, DistilBertTokenizer):
+        tokenizer = DistilBertTokenizer.from_pretrained(model if tokenizer is None else tokenizer, **where)
+    if is_loaded:
+        network = inference.InferenceModel(model)
+    else:
+        network = inference.InferenceModel.from_pretrained(
+            cls.head, model, dtype=dtype, device=device or "auto", **where
+        )
     return cls(network, tokenizer, batch_size=batch_size, **options)
+
+
+def _package_of(model: Any, head: str) -> str:
+    """The backend that a loaded model belongs to."""
+    modules = [cls.__module__ for cls in type(model).__mro__]
+    if getattr(model, "head", None) == head:
+        for _, package in BACKENDS.values():
+            if any(module.startswith(f"{package}.") for module in modules):
+                return package
+    raise InputError(f"model is of type {type(model).__name__}, expected one of ours for {head}, or where it is")

@@ -36,31 +36,36 @@ class InferenceModel:
     """A trained model that maps arrays to arrays.
 
     Args:
-        head: the spec's name for what to compute.
-        name_or_path: a folder, or a Hub id.
-        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"auto"``.
-        device: for example ``"cpu"``, ``"cuda:0"`` or ``"auto"``.
-        where: ``revision``, ``cache_dir``, ``local_files_only``, ``token``.
-
-    Raises:
-        CheckpointError: the checkpoint is absent, damaged, or was not trained with this head.
+        model: in evaluation mode from here on; where and in the precision that it is.
     """
 
-    def __init__(
-        self,
-        head: str,
-        name_or_path: str | Path,
-        *,
-        dtype: str | None = None,
-        device: str | None = None,
-        **where: Any,
-    ) -> None:
-        self.head = head
-        loaded = MODELS[head].from_pretrained(
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model.eval()
+        self.head = model.head
+
+    @classmethod
+    def from_pretrained(
+        cls, head: str, name_or_path: str | Path, *, dtype: str | None = None, device: str | None = None, **where: Any
+    ) -> InferenceModel:
+        """Load a checkpoint.
+
+        Args:
+            head: the spec's name for what to compute.
+            name_or_path: a folder, or a Hub id.
+            dtype: ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"auto"``.
+            device: for example ``"cpu"``, ``"cuda:0"`` or ``"auto"``.
+            where: ``revision``, ``cache_dir``, ``local_files_only``, ``token``.
+
+        Raises:
+            CheckpointError: the checkpoint is absent, damaged, or was not trained with this head.
+            InputError: a device that is not there.
+        """
+        loaded: Any = MODELS[head].from_pretrained(
             name_or_path, dtype=dtype, device=device, output_loading_info=True, **where
         )
-        self.model, report = loaded  # type: ignore[misc]
+        model, report = loaded
         require_head(report, head, name_or_path)
+        return cls(model)
 
     @property
     def config(self) -> DistilBertConfig:

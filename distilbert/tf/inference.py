@@ -34,32 +34,40 @@ class InferenceModel:
     """A trained model that maps arrays to arrays.
 
     Args:
-        head: the spec's name for what to compute.
-        name_or_path: a folder, or a Hub id.
-        dtype: a Keras policy such as ``"float32"`` or ``"bfloat16"``, or ``"auto"``.
-        device: ``"auto"``, or a device of Keras, for example ``"cpu"`` or ``"gpu:0"``.
-        where: ``revision``, ``cache_dir``, ``local_files_only``, ``token``.
+        model: in the precision that it has.
+        device: ``"auto"``, or a device of Keras, for example ``"cpu"`` or ``"gpu:0"``, which it was made on.
 
     Raises:
-        CheckpointError: the checkpoint is absent, damaged, or was not trained with this head.
         InputError: a device that is not there.
     """
 
-    def __init__(
-        self,
-        head: str,
-        name_or_path: str | Path,
-        *,
-        dtype: str | None = None,
-        device: str | None = None,
-        **where: Any,
-    ) -> None:
-        self.head = head
+    def __init__(self, model: PreTrainedModel, device: str | None = "auto") -> None:
+        self.model = model
+        self.head = model.head
         self.device = parse_device(device)
-        with keras.device(self.device):
+
+    @classmethod
+    def from_pretrained(
+        cls, head: str, name_or_path: str | Path, *, dtype: str | None = None, device: str | None = None, **where: Any
+    ) -> InferenceModel:
+        """Load a checkpoint.
+
+        Args:
+            head: the spec's name for what to compute.
+            name_or_path: a folder, or a Hub id.
+            dtype: a Keras policy such as ``"float32"`` or ``"bfloat16"``, or ``"auto"``.
+            device: ``"auto"``, or a device of Keras, for example ``"cpu"`` or ``"gpu:0"``.
+            where: ``revision``, ``cache_dir``, ``local_files_only``, ``token``.
+
+        Raises:
+            CheckpointError: the checkpoint is absent, damaged, or was not trained with this head.
+            InputError: a device that is not there.
+        """
+        with keras.device(parse_device(device)):
             loaded: Any = MODELS[head].from_pretrained(name_or_path, dtype=dtype, output_loading_info=True, **where)
-        self.model: PreTrainedModel = loaded[0]
-        require_head(loaded[1], head, name_or_path)
+        model, report = loaded
+        require_head(report, head, name_or_path)
+        return cls(model, device)
 
     @property
     def config(self) -> DistilBertConfig:
