@@ -119,6 +119,22 @@ def test_labels_come_with_the_call_or_the_text(ask):
     assert pipe({"text": "a film", "candidate_labels": labels}) == pipe("a film", candidate_labels="funny, slow")
 
 
+def test_a_model_without_entailment_is_pointed_out_once(tmp_path, caplog):
+    make.checkpoint(tmp_path, "text-classification")
+    pipe = pipeline("zero-shot-classification", tmp_path, device="cpu", candidate_labels=["funny", "slow"])
+    assert pipe("a film") == pipe("a film")
+    assert caplog.text.count("POSITIVE begins with entail; the last is taken for it") == 1
+
+
+def test_targets_outside_the_vocabulary_are_pointed_out_once(ask, caplog):
+    pipe = ask("fill-mask")
+    for _ in range(2):
+        assert [filling["token_str"] for filling in pipe("a [MASK]", targets="slowful")] == ["slow"]
+    assert caplog.text.count("first piece 'slow' is") == 1
+    with pytest.raises(InputError, match="at least one word with a token"):
+        pipe("a [MASK]", targets=["\ufeff"])
+
+
 ITEM = {"question": "who?", "context": "the actor"}
 LABELS = {"candidate_labels": ["good"]}
 
@@ -156,14 +172,17 @@ def test_what_is_wrong_is_said_in_one_line(task, item, options, message, ask):
     assert "\n" not in str(caught.value)
 
 
-words = st.sampled_from(["film", "actor", " ", "[MASK]", "[CLS]", "[SEP]", "[PAD]", "\0", "\u0301", "\ufeff", "\ud800"])
+words = st.sampled_from(
+    ["film", "actor", " ", "[MASK]", "[CLS]", "[SEP]", "[PAD]", "\0", "\u0301", "\ufeff", "日", "İ"]
+)
 texts = st.builds(
     lambda parts, times: "".join(parts) * times,
     st.lists(words | st.text(max_size=6), max_size=8),
     st.sampled_from([1, 90]),
 )
+masked = st.builds("[MASK]".join, st.tuples(texts, texts))
 things = st.recursive(
-    st.none() | st.booleans() | st.floats() | texts,
+    st.none() | st.booleans() | st.floats() | texts | st.just("\ud800"),
     lambda part: st.lists(part, max_size=3) | st.dictionaries(st.sampled_from(["text", "choices", "prompt"]), part),
     max_leaves=4,
 )
@@ -181,15 +200,16 @@ def test_anything_is_answered_or_explained(task, ask):
     pipe = ask(task)
     options = {"top_k": 3, "handle_impossible_answer": True} if task == "question-answering" else {}
 
-    @settings(max_examples=25, deadline=None, database=None)
-    @given(ITEMS.get(task, texts) | texts | things)
-    def check(item):
-        try:
-            (answer,) = pipe([item], **options)
-        except DistilBertError as error:
-            assert "\n" not in str(error)
-        else:
-            check_answer(task, item, answer)
+    @settings(max_examples=20, deadline=None, database=None)
+    @given(ITEMS.get(task, masked if task == "fill-mask" else texts), things)
+    def check(good, thing):
+        for item in (good, thing):
+            try:
+                (answer,) = pipe([item], **options)
+            except DistilBertError as error:
+                assert "\n" not in str(error)
+            else:
+                check_answer(task, item, answer)
 
     check()
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 from tokenizers import Encoding
 
 from distilbert.core.errors import InputError
-from distilbert.core.tokenizer import DistilBertTokenizer
-from distilbert.pipelines.batching import Arrays, Model
+from distilbert.pipelines.batching import Arrays
 from distilbert.pipelines.pipeline import Pipeline, Sample, logger, read_text, require_count
 from distilbert.pipelines.scores import largest, softmax
 
@@ -76,12 +76,6 @@ class FillMaskPipeline(Pipeline):
     head = "masked-lm"
     options_class = Options
 
-    def __init__(
-        self, model: Model, tokenizer: DistilBertTokenizer, *, batch_size: int | str = "auto", **options: Any
-    ) -> None:
-        super().__init__(model, tokenizer, batch_size=batch_size, **options)
-        self._target_ids: dict[tuple[str, ...], np.ndarray] = {}  # so that each warning comes once
-
     def parse(self, item: Any, options: Options) -> str:
         """The text."""
         text = read_text(item)
@@ -124,6 +118,10 @@ class FillMaskPipeline(Pipeline):
             [one for one in filled if one != self.tokenizer.pad_token_id], skip_special_tokens=is_only
         )
         return {"score": score, "token": token, "token_str": self.tokenizer.decode([token]), "sequence": text}
+
+    @cached_property
+    def _target_ids(self) -> dict[tuple[str, ...], np.ndarray]:
+        return {}  # by words, so that each warning comes once
 
     def _find_targets(self, targets: tuple[str, ...]) -> np.ndarray:
         """The ids of target words."""

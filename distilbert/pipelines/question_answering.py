@@ -240,7 +240,7 @@ def _place(window: Encoding, token: int, align_to_words: bool) -> tuple[int, int
 
 def _pair(question: str | Sequence[str] | None, context: str | Sequence[str] | None) -> Any:
     """The items that are given as questions and contexts."""
-    if isinstance(question, str) or question is None or context is None:
+    if not isinstance(question, (list, tuple)) or not isinstance(context, (str, list, tuple)):
         given = {"question": question, "context": context}
         return {name: value for name, value in given.items() if value is not None}
     contexts = [context] * len(question) if isinstance(context, str) else context

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 from tokenizers import Encoding
 
 from distilbert.core.errors import InputError
-from distilbert.core.tokenizer import DistilBertTokenizer
-from distilbert.pipelines.batching import Arrays, Model
+from distilbert.pipelines.batching import Arrays
 from distilbert.pipelines.pipeline import Pipeline, Sample, logger, read_text
 from distilbert.pipelines.scores import softmax
 
@@ -79,17 +79,15 @@ class ZeroShotClassificationPipeline(Pipeline):
     head = "sequence-classification"
     options_class = Options
 
-    def __init__(
-        self, model: Model, tokenizer: DistilBertTokenizer, *, batch_size: int | str = "auto", **options: Any
-    ) -> None:
-        super().__init__(model, tokenizer, batch_size=batch_size, **options)
-        ids = (index for label, index in self.config.label2id.items() if label.lower().startswith("entail"))
-        self.entailment_id = next(ids, -1)
-        if self.entailment_id == -1:
-            logger.warning(
-                "none of the model's labels %s begins with entail; the last is taken for it",
-                ", ".join(self.config.label2id),
-            )
+    @cached_property
+    def entailment_id(self) -> int:
+        """Which logit says that the text entails the hypothesis."""
+        for label, index in self.config.label2id.items():
+            if label.lower().startswith("entail"):
+                return index
+        labels = ", ".join(self.config.label2id)
+        logger.warning("none of the model's labels %s begins with entail; the last is taken for it", labels)
+        return -1
 
     def parse(self, item: Any, options: Options) -> Item:
         """The text and the labels."""

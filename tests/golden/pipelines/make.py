@@ -29,7 +29,7 @@ WORDS = [["the", "worsts", "film", "is", "U.S.", "made"], ["wonderful!", "slowed
 NLI = ["contradiction", "neutral", "entailment"]
 # By the task: the golden checkpoint, and the names of its labels.
 CHECKPOINTS = {
-    "text-classification": ("seqcls", NLI),
+    "text-classification": ("seqcls", ["NEGATIVE", "NEUTRAL", "POSITIVE"]),
     "token-classification": ("tokcls", LABELS),
     "question-answering": ("qa", None),
     "fill-mask": ("mlm", None),
