@@ -13,16 +13,29 @@ import typer
 # Each command, and the module here that has it. RUN_EPILOG there, say, is how the help of run ends.
 COMMANDS = {"run": "run", "convert": "conversion", "inspect": "conversion", "parity": "parity"}
 
+EPILOG = """
+[bold]Examples[/bold] stand below each command's own help: distilbert run --help
+
+[bold]Exit status[/bold]: 0 all is well; 1 an error, one line on standard error; 2 wrong usage; 130 interrupted; 141 the
+reader of the output has gone.
+"""
+
 
 def make_app(names: Iterable[str] = COMMANDS) -> typer.Typer:
     """The application, with the commands of these names."""
-    app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, rich_markup_mode="rich")
+    app = typer.Typer(
+        pretty_exceptions_enable=False, no_args_is_help=True, rich_markup_mode="rich", epilog=_paragraphs(EPILOG)
+    )
     app.callback()(_commands)
     for name in names:
         module = importlib.import_module(f"{__name__}.{COMMANDS[name]}")
-        paragraphs = getattr(module, f"{name.upper()}_EPILOG", "").split("\n\n")
-        app.command(epilog="\n\n".join(" ".join(part.split()) for part in paragraphs))(getattr(module, name))
+        app.command(epilog=_paragraphs(getattr(module, f"{name.upper()}_EPILOG", "")))(getattr(module, name))
     return app
+
+
+def _paragraphs(text: str) -> str:
+    """A text with each paragraph on a line, as Typer wants it."""
+    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
 
 
 def _commands() -> None:

@@ -24,6 +24,26 @@ SourceHead = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 
+CONVERT_EPILOG = """
+[bold]Examples[/bold]
+
+distilbert convert old/tf_model.h5 new --to safetensors
+
+distilbert convert PATH TARGET --to msgpack --dry-run
+
+distilbert convert PATH TARGET --to torch --dtype float16 --verify --atol 1e-2
+
+distilbert convert PATH preset --to keras-hub --head masked-lm
+"""
+
+INSPECT_EPILOG = """
+[bold]Examples[/bold]
+
+distilbert inspect distilbert/distilbert-base-uncased
+
+distilbert inspect old/tf_model.h5 --json
+"""
+
 
 def convert(
     source: Annotated[

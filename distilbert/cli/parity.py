@@ -24,6 +24,16 @@ from distilbert.parity.inputs import for_dtype, from_texts
 
 TEXTS = 64  # read at a time
 
+PARITY_EPILOG = """
+[bold]Examples[/bold]
+
+distilbert parity PATH
+
+distilbert parity PATH --backends torch,flax --text "a wonderful film" --text "a mess" --report report.html
+
+distilbert parity PATH --input texts.txt --dtype bfloat16 --json
+"""
+
 
 def parity(
     path: Annotated[str, typer.Argument(metavar="PATH", help="A folder with a checkpoint, or a Hub id.")],
