@@ -9,6 +9,7 @@ import sys
 import typer
 
 from distilbert.cli.conversion import convert, inspect
+from distilbert.cli.evaluate import evaluate
 from distilbert.cli.parity import parity
 from distilbert.cli.run import EXAMPLES, run
 
@@ -16,13 +17,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False, no_args_is_help=True, rich_markup_mode="rich", help=(__doc__ or "").strip()
 )
 app.command(epilog="\n\n".join(" ".join(part.split()) for part in EXAMPLES.split("\n\n")))(run)
-for command in (convert, inspect, parity):
+for command in (evaluate, convert, inspect, parity):
     app.command()(command)
 
 
 @app.callback()
 def _commands() -> None:
-    """Use, train, convert and compare DistilBERT."""
+    """Use, train, evaluate, convert and compare DistilBERT."""
 
 
 class _OneLine(logging.Formatter):

@@ -25,7 +25,7 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 
 from distilbert.core.errors import DistilBertError
 
@@ -68,13 +68,18 @@ def _finite(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """A table on standard output, as wide as the terminal, or as its content where there is none."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 240)
+def open_console() -> Console:
+    """Standard output, as wide as the terminal, or as its content where there is none."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 240)
+
+
+def print_table(title: str | None, columns: Iterable[str | Column], rows: Iterable[Iterable[str]]) -> None:
+    """A table on standard output."""
+    columns = list(columns)
     table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, show_header=any(columns))
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
-    console.print(table)
+    open_console().print(table)
 
 
 @contextmanager
