@@ -133,7 +133,7 @@ def _label_number(label: Any, config: DistilBertConfig) -> int:
     are_numbers = any(other.isdecimal() for other in names)
     if not are_numbers and name.isascii() and name.isdecimal() and len(name) < 10 and int(name) < config.num_labels:
         return int(name)
-    shown = ", ".join(list(names)[:20]) + (", …" if len(names) > 20 else "")
+    shown = ", ".join(list(config.id2label.values())[:20]) + (", …" if len(names) > 20 else "")
     numbers = "" if are_numbers else f" or 0 to {config.num_labels - 1}"
     raise InputError(f"label is {name[:40]!r}, expected one of the model's: {shown}{numbers}")
 
