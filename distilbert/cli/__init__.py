@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import typer
 
 # Each command, and the module here that has it. RUN_EPILOG there, say, is how the help of run ends.
-COMMANDS = {"run": "run", "convert": "conversion", "inspect": "conversion", "parity": "parity"}
+COMMANDS = {"run": "run", "evaluate": "evaluate", "convert": "conversion", "inspect": "conversion", "parity": "parity"}
 
 EPILOG = """
 [bold]Examples[/bold] stand below each command's own help: distilbert run --help
@@ -39,7 +39,7 @@ def _paragraphs(text: str) -> str:
 
 
 def _commands() -> None:
-    """Use, train, convert and compare DistilBERT."""
+    """Use, train, evaluate, convert and compare DistilBERT."""
 
 
 class _OneLine(logging.Formatter):

@@ -14,14 +14,13 @@ import typer
 
 from distilbert.cli.answers import FORMATS as OUTPUT_FORMATS
 from distilbert.cli.answers import open_answers
-from distilbert.cli.terminal import exit_statuses, show_progress
+from distilbert.cli.terminal import Backend, exit_statuses, parse_batch_size, show_progress
 from distilbert.core.records import FORMATS as INPUT_FORMATS
 from distilbert.core.records import Layout, count_records, open_records
 from distilbert.pipelines import ALIASES, TASKS, feature_extraction, pipeline, text_classification, token_classification
 
 # Names of what there is, as options show them.
 Task = StrEnum("Task", [*TASKS, *ALIASES])  # type: ignore[misc]
-Backend = StrEnum("Backend", ["auto", "pt", "torch", "tf", "flax"])
 Function = StrEnum("Function", list(text_classification.FUNCTIONS))  # type: ignore[misc]
 Strategy = StrEnum("Strategy", list(token_classification.STRATEGIES))  # type: ignore[misc]
 Pooling = StrEnum("Pooling", list(feature_extraction.POOLINGS))  # type: ignore[misc]
@@ -70,12 +69,6 @@ def _names(value: str) -> list[str]:
     return [name.strip() for name in value.split(",") if name.strip()]
 
 
-def _batch_size(value: str) -> int | str:
-    if value != "auto" and not (value.isdecimal() and int(value)):
-        raise typer.BadParameter(f"{value!r} is not auto, nor a number of at least 1")
-    return value if value == "auto" else int(value)
-
-
 def run(
     context: typer.Context,
     task: Annotated[Task, typer.Option(help="What to compute.", **MODEL)],
@@ -89,7 +82,7 @@ def run(
         str, typer.Option(help="cpu, cuda, cuda:1, …, or auto: a GPU where there is one.", **MODEL)
     ] = "auto",
     batch_size: Annotated[
-        Any, typer.Option(parser=_batch_size, metavar="N", help="Sequences the model sees at a time.", **MODEL)
+        Any, typer.Option(parser=parse_batch_size, metavar="N", help="Sequences the model sees at a time.", **MODEL)
     ] = "auto",
     revision: Annotated[str | None, typer.Option(help="A branch, tag or commit on the Hub.", **MODEL)] = None,
     input: Annotated[str, typer.Option(metavar="FILE", help="What to read; - is standard input.", **STREAMS)] = "-",

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from typing import Any
 
 import typer
@@ -25,12 +26,15 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 
 from distilbert.core.errors import DistilBertError
 
 INTERRUPTED = 130  # 128 + the signal's number, as shells report it
 BROKEN_PIPE = 141
+
+# What computes.
+Backend = StrEnum("Backend", ["auto", "pt", "torch", "tf", "flax"])
 
 logger = logging.getLogger("distilbert")
 
@@ -55,6 +59,13 @@ def exit_statuses() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
+def parse_batch_size(value: str) -> int | str:
+    """What ``--batch-size`` says."""
+    if value != "auto" and not (value.isdecimal() and int(value)):
+        raise typer.BadParameter(f"{value!r} is not auto, nor a number of at least 1")
+    return value if value == "auto" else int(value)
+
+
 def print_json(content: object) -> None:
     """One JSON object on standard output; numbers that JSON lacks, such as an absent bound, are null."""
     typer.echo(json.dumps(_finite(content), ensure_ascii=False, default=str, allow_nan=False))
@@ -68,13 +79,18 @@ def _finite(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """A table on standard output, as wide as the terminal, or as its content where there is none."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 240)
+def open_console() -> Console:
+    """Standard output, as wide as the terminal, or as its content where there is none."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 240)
+
+
+def print_table(title: str | None, columns: Iterable[str | Column], rows: Iterable[Iterable[str]]) -> None:
+    """A table on standard output."""
+    columns = list(columns)
     table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, show_header=any(columns))
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
-    console.print(table)
+    open_console().print(table)
 
 
 @contextmanager

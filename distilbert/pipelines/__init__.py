@@ -38,7 +38,7 @@ ALIASES = {"ner": "token-classification", "sentiment-analysis": "text-classifica
 
 
 def pipeline(
-    task: str,
+    task: str | type[Pipeline],
     model: Any = None,
     *,
     tokenizer: DistilBertTokenizer | str | Path | None = None,
@@ -55,7 +55,7 @@ def pipeline(
     """Make what answers for texts.
 
     Args:
-        task: one of ``TASKS``, or ``"ner"`` or ``"sentiment-analysis"``.
+        task: one of ``TASKS``, or ``"ner"`` or ``"sentiment-analysis"``; or a class of one's own.
         model: a folder, or a Hub id; or a model of any of the frameworks, which stays where and as it is.
         tokenizer: the model's, or where it is; by default where the model is.
         backend: ``"pt"``, ``"tf"`` or ``"flax"``; ``"auto"`` takes the first that is installed.
@@ -73,12 +73,11 @@ def pipeline(
         InputError: no such task, option or device.
         MissingBackendError: the framework, or any, is not installed.
     """
-    name = ALIASES.get(task, task)
-    if name not in TASKS:
+    cls = TASKS.get(ALIASES.get(task, task)) if isinstance(task, str) else task
+    if cls is None:
         raise InputError(f"task is {task!r}, expected one of {', '.join((*TASKS, *ALIASES))}")
     if model is None:
-        raise InputError(f"no model comes with the library for {name}; pass model=, a folder or a Hub id")
-    cls = TASKS[name]
+        raise InputError(f"no model comes with the library for {cls.task}; pass model=, a folder or a Hub id")
     cls.change_options(cls.options_class(), options)  # a wrong one is reported before a framework is loaded
     is_loaded = not isinstance(model, (str, Path))
     package = _package_of(model, cls.head) if is_loaded else choose_backend(backend)
