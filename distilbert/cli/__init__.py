@@ -11,7 +11,14 @@ from collections.abc import Iterable
 import typer
 
 # Each command, and the module here that has it. RUN_EPILOG there, say, is how the help of run ends.
-COMMANDS = {"run": "run", "evaluate": "evaluate", "convert": "conversion", "inspect": "conversion", "parity": "parity"}
+COMMANDS = {
+    "run": "run",
+    "evaluate": "evaluate",
+    "explain": "explain",
+    "convert": "conversion",
+    "inspect": "conversion",
+    "parity": "parity",
+}
 
 EPILOG = """
 [bold]Examples[/bold] stand below each command's own help: distilbert run --help
@@ -39,7 +46,7 @@ def _paragraphs(text: str) -> str:
 
 
 def _commands() -> None:
-    """Use, train, evaluate, convert and compare DistilBERT."""
+    """Use, train, evaluate, explain, convert and compare DistilBERT."""
 
 
 class _OneLine(logging.Formatter):

@@ -13,6 +13,7 @@ from distilbert.cli.conversion import AsJson, SourceHead
 from distilbert.cli.terminal import exit_statuses, print_json, print_table
 from distilbert.conversion.source import head_of
 from distilbert.core.backends import BACKENDS as FRAMEWORKS
+from distilbert.core.backends import require_backend
 from distilbert.core.config import DistilBertConfig
 from distilbert.core.errors import InputError
 from distilbert.core.files import replace_file
@@ -57,7 +58,7 @@ def parity(
         raise typer.BadParameter("both --text and --input are given, expected one of them")
     with exit_statuses():
         if report is not None:
-            reporting.require_libraries()
+            require_backend("matplotlib", "parity")
             if report.is_dir() or not report.parent.is_dir():
                 raise InputError(f"{report}: expected the name of a file in a folder that is there")
         chosen = _chosen(backends)

@@ -49,6 +49,7 @@ class Probe:
         self.params = self.model.params
         self.compiled = jax.jit(self.compute, static_argnames="details")
         self.differentiated = jax.jit(jax.grad(lambda params, inputs: self.compute(params, inputs)["loss"]))
+        self.pulled_back = jax.jit(self.compute_back)
 
     def compute(self, params: Any, inputs: Mapping[str, Any], details: bool = False) -> dict[str, Any]:
         """The outputs, as a function of the parameters."""
@@ -58,6 +59,16 @@ class Probe:
                 **inputs, params=params, output_hidden_states=details, output_attentions=details, return_dict=True
             )
         return dict(output)
+
+    def compute_back(self, params: Any, inputs: Mapping[str, Any], cotangents: Mapping[str, Any]) -> Any:
+        """The gradient with respect to ``inputs_embeds``, as a function of the parameters."""
+
+        def outputs(vectors_BLD: Any) -> dict[str, Any]:
+            output = self.compute(params, {**inputs, "inputs_embeds": vectors_BLD})
+            return {name: output[name] for name in cotangents}
+
+        values, pull = jax.vjp(outputs, inputs["inputs_embeds"])
+        return pull({name: factor.astype(values[name].dtype) for name, factor in cotangents.items()})[0]
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The parameters by canonical name, in PyTorch's orientation, as float32; tied ones once."""
@@ -73,6 +84,16 @@ class Probe:
         found = to_arrays(self.model, self.differentiated(self.params, jax.device_put(dict(inputs), self.device)))
         trained = {row.name for row, _ in self.model.trained_list()}
         return {name: np.asarray(value, np.float32) for name, value in found.items() if name in trained}
+
+    def pull_back(self, inputs: Mapping[str, np.ndarray], cotangents: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The gradient with respect to ``inputs_embeds`` (B, L, D) of the sum of outputs times cotangents, as float32.
+
+        Args:
+            inputs: as for ``outputs``, with ``inputs_embeds`` in place of ``input_ids``.
+            cotangents: by the name of an output, each of its shape.
+        """
+        arrays = jax.device_put((dict(inputs), dict(cotangents)), self.device)
+        return np.asarray(self.pulled_back(self.params, *arrays), np.float32)
 
     def train(
         self, batches: Sequence[Mapping[str, np.ndarray]], *, learning_rate: float, weight_decay: float, epsilon: float

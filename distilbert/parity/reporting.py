@@ -12,11 +12,10 @@ from importlib import resources
 from math import inf, nan
 from pathlib import Path
 
-from distilbert.core.errors import MissingBackendError
+from distilbert.core.backends import require_backend
 from distilbert.parity.comparison import BACKENDS, REFERENCE, Comparison, Difference, is_worse, layer_of
 from distilbert.parity.inputs import Batch
 
-LIBRARIES = ("matplotlib", "jinja2")
 PACKAGES = ("numpy", "torch", "tensorflow", "keras", "jax", "flax", "optax")
 MARKERS = dict(zip(BACKENDS, "oDs^", strict=True))
 # Colours that the page replaces by its own, which are others by day and by night.
@@ -25,17 +24,6 @@ SERIES = {backend: f"#00001{number}" for number, backend in enumerate(MARKERS)}
 VARIABLES = {INK: "ink", BOUND: "bound"} | {colour: f"series-{n}" for n, colour in enumerate(SERIES.values())}
 
 Rows = dict[str, dict[tuple[str, str], Difference]]  # by label and by who is compared with whom
-
-
-def require_libraries() -> None:
-    """Check that a page can be made.
-
-    Raises:
-        MissingBackendError: a library for it is missing.
-    """
-    for name in LIBRARIES:
-        if importlib.util.find_spec(name) is None:
-            raise MissingBackendError(f'{name} is not installed; try: pip install "distilbert[parity]"')
 
 
 def rows(comparison: Comparison) -> Rows:
@@ -148,9 +136,9 @@ def page(comparison: Comparison, path: str, batches: Mapping[str, Batch]) -> str
     """The whole comparison as a page of HTML.
 
     Raises:
-        MissingBackendError: a library for it is missing.
+        MissingBackendError: matplotlib is missing.
     """
-    require_libraries()
+    require_backend("matplotlib", "parity")
     import jinja2
 
     template = resources.files("distilbert.parity").joinpath("report.html").read_text(encoding="utf-8")

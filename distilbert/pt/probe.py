@@ -65,6 +65,21 @@ class Probe:
         found = {name: torch.zeros_like(value) if value.grad is None else value.grad for name, value in named.items()}
         return {name: to_array(value.float()) for name, value in found.items()}
 
+    def pull_back(self, inputs: Mapping[str, np.ndarray], cotangents: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The gradient with respect to ``inputs_embeds`` (B, L, D) of the sum of outputs times cotangents, as float32.
+
+        Args:
+            inputs: as for ``outputs``, with ``inputs_embeds`` in place of ``input_ids``.
+            cotangents: by the name of an output, each of its shape.
+        """
+        tensors = self.tensors(inputs)
+        vectors_BLD = tensors["inputs_embeds"].requires_grad_()
+        output = self.model(**tensors, return_dict=True)
+        wanted = [output[name] for name in cotangents]
+        factors = [factor.to(self.model.dtype) for factor in self.tensors(cotangents).values()]
+        (found_BLD,) = torch.autograd.grad(wanted, vectors_BLD, factors)
+        return to_array(found_BLD.float())
+
     def train(
         self, batches: Sequence[Mapping[str, np.ndarray]], *, learning_rate: float, weight_decay: float, epsilon: float
     ) -> list[float]:

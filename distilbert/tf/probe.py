@@ -75,6 +75,19 @@ class Probe:
         }
         return {row.name: array.T if KERAS.is_transposed(row) else array for row, array in arrays.items()}
 
+    def pull_back(self, inputs: Mapping[str, np.ndarray], cotangents: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The gradient with respect to ``inputs_embeds`` (B, L, D) of the sum of outputs times cotangents, as float32.
+
+        Args:
+            inputs: as for ``outputs``, with ``inputs_embeds`` in place of ``input_ids``.
+            cotangents: by the name of an output, each of its shape.
+
+        Raises:
+            InputError: Keras runs on a framework for which this is not written.
+        """
+        with keras.device(self.device):
+            return to_array(_pull_back(self.model, inputs, cotangents)).astype(np.float32)
+
     def train(
         self, batches: Sequence[Mapping[str, np.ndarray]], *, learning_rate: float, weight_decay: float, epsilon: float
     ) -> list[float]:
@@ -128,3 +141,29 @@ def _gradients(model: PreTrainedModel, inputs: Mapping[str, np.ndarray], variabl
         found = jax.grad(loss)([variable.value for variable in model.trainable_variables])
         return [found[places[id(variable)]] for variable in variables]
     raise InputError(f"gradients of Keras on {keras.backend.backend()} are not compared, only on tensorflow and jax")
+
+
+def _pull_back(model: PreTrainedModel, inputs: Mapping[str, np.ndarray], cotangents: Mapping[str, np.ndarray]) -> Any:
+    """As the framework below Keras computes it."""
+    vectors_BLD = keras.ops.convert_to_tensor(inputs["inputs_embeds"])
+    factors = {name: keras.ops.cast(factor, model.compute_dtype) for name, factor in cotangents.items()}
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(vectors_BLD)
+            output = model(**{**inputs, "inputs_embeds": vectors_BLD})
+        return tape.gradient([output[name] for name in factors], vectors_BLD, list(factors.values()))
+    if keras.backend.backend() == "jax":
+        import jax
+
+        variables = [
+            [variable.value for variable in kind] for kind in (model.trainable_variables, model.non_trainable_variables)
+        ]
+
+        def compute(vectors_BLD: Any) -> dict[str, Any]:
+            output = model.stateless_call(*variables, {**inputs, "inputs_embeds": vectors_BLD})[0]
+            return {name: output[name] for name in factors}
+
+        return jax.vjp(compute, vectors_BLD)[1](factors)[0]
+    raise InputError(f"gradients of Keras on {keras.backend.backend()} are not written, only on tensorflow and jax")
