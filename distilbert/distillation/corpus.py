@@ -213,7 +213,7 @@ def _begin(out: Path, configuration: dict[str, Any], overwrite: bool) -> _State:
         state = _State(configuration)
         _write_state(out, state)
     for name, value in configuration.items():
-        if state.configuration[name] != value:
+        if state.configuration.get(name) != value:
             raise InputError(f"{out}: holds a corpus made with other {name}; name another folder, or overwrite it")
     kept = {path for number in range(len(state.shards)) for path in _shard_paths(out, number)}
     for path in out.iterdir():
@@ -397,11 +397,13 @@ def _read_state(folder: Path) -> _State | None:
         configuration = state.configuration
         numbers = [configuration[name] for name in ("vocabulary_size", "max_length", "min_tokens", "shard_tokens")]
         numbers += [number for shard in state.shards for number in (shard["sequences"], shard["tokens"])]
-        numbers += [state.file, state.text, state.texts, *state.dropped.values(), *configuration["special_ids"]]
-        _require(all(type(number) is int and number >= 0 for number in numbers), "has a negative or fractional number")
+        numbers += [state.file, state.text, state.texts, *state.dropped.values()]
+        ids = [*configuration["special_ids"], *configuration["special_tokens"].values()]
         _require(
-            max(configuration["special_ids"]) < configuration["vocabulary_size"] <= 1 << 32, "has ids out of range"
+            all(type(number) is int and number >= 0 for number in [*numbers, *ids]),
+            "has a negative or fractional number",
         )
+        _require(max(ids) < configuration["vocabulary_size"] <= 1 << 32, "has ids out of range")
         _require(type(state.complete) is bool, "does not say whether it is complete")
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: is not a corpus's: {error}") from None
