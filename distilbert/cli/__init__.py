@@ -18,6 +18,7 @@ COMMANDS = {
     "convert": "conversion",
     "inspect": "conversion",
     "parity": "parity",
+    "prepare-corpus": "corpus",
 }
 
 EPILOG = """
@@ -36,7 +37,9 @@ def make_app(names: Iterable[str] = COMMANDS) -> typer.Typer:
     app.callback()(_commands)
     for name in names:
         module = importlib.import_module(f"{__name__}.{COMMANDS[name]}")
-        app.command(epilog=_paragraphs(getattr(module, f"{name.upper()}_EPILOG", "")))(getattr(module, name))
+        function = name.replace("-", "_")
+        epilog = _paragraphs(getattr(module, f"{function.upper()}_EPILOG", ""))
+        app.command(name, epilog=epilog)(getattr(module, function))
     return app
 
 

@@ -123,3 +123,21 @@ def show_bytes() -> Iterator[Callable[[int, int], None]]:
             progress.update(bar, advance=size, total=total)
 
         yield advance
+
+
+@contextmanager
+def show_tokens() -> Iterator[Callable[[int, int, int], None]]:
+    """A bar of bytes read, with the speed in tokens; call it with bytes read, those of all, and tokens so far."""
+    console = Console(stderr=True)
+    columns = (BarColumn(), DownloadColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        bar = progress.add_task("", total=None, rate="")
+        before: list[int] = []  # what an earlier run has done is no speed of this one
+
+        def show(read: int, size: int, tokens: int) -> None:
+            before[:] = before or [tokens]
+            elapsed = progress.tasks[0].elapsed
+            rate = f"{(tokens - before[0]) / elapsed:,.0f} tokens/s" if elapsed else ""
+            progress.update(bar, completed=read, total=size, rate=rate)
+
+        yield show

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from distilbert.core.errors import InputError
 
@@ -65,13 +65,16 @@ class Layout:
 
 
 @contextmanager
-def open_records(name: str, size: int, layout: Layout | None = None) -> Iterator[Iterator[list[Any]]]:
+def open_records(
+    name: str, size: int, layout: Layout | None = None, progress: Callable[[int], None] | None = None
+) -> Iterator[Iterator[list[Any]]]:
     """A file's records in groups of up to ``size``, fewer where a pipe pauses.
 
     Args:
         name: of a file, or ``-`` for standard input.
         size: of a group.
         layout: what the file holds.
+        progress: is told how many bytes of the file, as it is stored, have been read so far.
 
     Yields:
         Groups of texts; of JSON lines what is on each, or the field that is asked for; of tables a mapping for each
@@ -82,7 +85,7 @@ def open_records(name: str, size: int, layout: Layout | None = None) -> Iterator
     """
     layout = layout or Layout()
     kind = layout.of(name)
-    with _open(name) as (read, wait):
+    with _open(name, progress or (lambda position: None)) as (read, wait):
         windows = _decode(_read_lines(read, wait, size), name)
         if kind == "jsonl":
             windows = _read_json(windows, name, layout.text_field)
@@ -107,26 +110,32 @@ def count_records(name: str, layout: Layout | None = None) -> int | None:
 
 
 @contextmanager
-def _open(name: str) -> Iterator[tuple[Callable[[], bytes], Callable[[], bool]]]:
+def _open(name: str, progress: Callable[[int], None]) -> Iterator[tuple[Callable[[], bytes], Callable[[], bool]]]:
     """How to read the next bytes, and how to wait a moment for them, which tells whether there are some."""
     if name == "-":
         descriptor = sys.stdin.fileno()
         yield lambda: os.read(descriptor, CHUNK_BYTES), lambda: _is_ready(descriptor)
         return
-    if name.endswith(COMPRESSED):
-        with _open_compressed(name) as file:
-            yield lambda: _inflate(file, name), lambda: True
-        return
     with Path(name).open("rb", buffering=0) as file:
-        yield lambda: file.read(CHUNK_BYTES) or b"", lambda: _is_ready(file.fileno())
+
+        def read() -> bytes:
+            chunk = _inflate(content, name) if is_compressed else file.read(CHUNK_BYTES) or b""
+            if is_seekable:
+                progress(file.tell())
+            return chunk
+
+        is_seekable = file.seekable()
+        is_compressed = name.endswith(COMPRESSED)
+        content: IO[bytes] = _decompress(name, file) if is_compressed else file
+        yield read, lambda: is_compressed or _is_ready(file.fileno())
 
 
-def _open_compressed(name: str) -> IO[bytes]:
+def _decompress(name: str, file: BinaryIO) -> IO[bytes]:
     if name.endswith(".gz"):
-        return gzip.open(name)  # type: ignore[return-value]
+        return gzip.open(file)  # type: ignore[return-value]
     import zstandard
 
-    return zstandard.open(name)
+    return zstandard.open(file)
 
 
 def _inflate(file: IO[bytes], name: str) -> bytes:

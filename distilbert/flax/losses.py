@@ -1,9 +1,11 @@
-"""The losses of the heads, as pure functions. Labels of -100 do not count; where none is left, the loss is 0.
+"""The losses of the heads and of distillation. Labels of -100 do not count; where none is left, the loss is 0.
 
-B batch, L length, C classes or choices, V vocabulary. All compute in float32.
+B batch, L length, C classes or choices, V vocabulary, D model. All are pure functions, and compute in float32.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from distilbert.core.errors import InputError
 
 Array = jax.Array
 IGNORED = -100
+SMALLEST_SQUARED_NORM = 1e-16  # as in PyTorch: a vector of zeros has a gradient that is finite
 
 
 def classification_loss(logits_BC: Array, labels: Array, config: DistilBertConfig) -> Array:
@@ -60,3 +63,54 @@ def span_loss(start_BL: Array, end_BL: Array, start_positions: Array, end_positi
         return token_loss(logits_BL, jnp.where(positions_B < logits_BL.shape[1], positions_B, IGNORED))
 
     return (loss(start_BL, start_positions) + loss(end_BL, end_positions)) / 2
+
+
+def distillation_loss(student_logits: Array, teacher_logits: Array, mask: Array, temperature: float) -> Array:
+    """T² · KL(teacher‖student) of the distributions that logits (…, C) give at temperature T (Hinton et al. 2015).
+
+    The mean over the positions where ``mask`` (…) is not 0. T² keeps the gradients' size (section 2 there).
+    """
+    student = jax.nn.log_softmax(student_logits.astype(jnp.float32) / temperature)
+    teacher = jax.nn.log_softmax(teacher_logits.astype(jnp.float32) / temperature)
+    return temperature**2 * _selected_mean(jnp.sum(jnp.exp(teacher) * (teacher - student), -1), mask)
+
+
+def cosine_loss(student_hidden: Array, teacher_hidden: Array, mask: Array) -> Array:
+    """1 - cos between hidden states (…, D), the mean over the positions where ``mask`` (…) is not 0."""
+    student, teacher = student_hidden.astype(jnp.float32), teacher_hidden.astype(jnp.float32)
+    squared_norms = jnp.sum(jnp.square(student), -1), jnp.sum(jnp.square(teacher), -1)
+    norms = [jnp.sqrt(jnp.maximum(squared, SMALLEST_SQUARED_NORM)) for squared in squared_norms]
+    return _selected_mean(1 - jnp.sum(student * teacher, -1) / (norms[0] * norms[1]), mask)
+
+
+def hidden_state_loss(student_hidden: Array, teacher_hidden: Array, mask: Array) -> Array:
+    """The squared difference of hidden states (…, D), the mean over the elements where ``mask`` (…) is not 0."""
+    difference = student_hidden.astype(jnp.float32) - teacher_hidden.astype(jnp.float32)
+    return _selected_mean(jnp.mean(jnp.square(difference), -1), mask)
+
+
+def task_distillation_loss(
+    student_logits: Sequence[Array],
+    teacher_logits: Sequence[Array],
+    mask: Array,
+    hard_loss: Array,
+    temperature: float,
+    alpha: float,
+) -> Array:
+    """``alpha`` · soft + (1 - ``alpha``) · hard.
+
+    Soft is the mean of ``distillation_loss`` over the outputs: one, with logits (B, C) and a mask (B,), or for token
+    classification (B, L, C) and (B, L); or the start and end of an answer, (B, L) each, whose classes are the places,
+    and a mask (B,). Hard is what the head's own loss says of the labels.
+    """
+    soft = sum(
+        distillation_loss(student, teacher, mask, temperature)
+        for student, teacher in zip(student_logits, teacher_logits, strict=True)
+    ) / len(student_logits)
+    return alpha * soft + (1 - alpha) * hard_loss
+
+
+def _selected_mean(values: Array, mask: Array) -> Array:
+    """The mean of values (…) where the mask is not 0, and 0 where it is nowhere."""
+    selected = mask.reshape(values.shape) != 0
+    return jnp.sum(values, where=selected) / jnp.maximum(selected.sum(), 1)

@@ -1,11 +1,12 @@
-"""The losses of the heads. Labels of -100 do not count; where none is left, the loss is 0.
+"""The losses of the heads and of distillation. Labels of -100 do not count; where none is left, the loss is 0.
 
-B batch, L length, C classes or choices, V vocabulary. All compute in float32. ``sample_weight`` (B,) scales what
-each example adds; as in Keras, the mean is still over the number of examples or tokens.
+B batch, L length, C classes or choices, V vocabulary, D model. All compute in float32. ``sample_weight`` (B,) scales
+what each example adds; as in Keras, the mean is still over the number of examples or tokens.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from keras import ops
@@ -14,6 +15,7 @@ from distilbert.core.config import DistilBertConfig
 
 Tensor = Any
 IGNORED = -100
+SMALLEST_SQUARED_NORM = 1e-16  # as in PyTorch: a vector of zeros has a gradient that is finite
 
 
 def classification_loss(
@@ -81,3 +83,55 @@ def weigh(loss: Tensor, sample_weight: Tensor | None) -> Tensor:
     for _ in range(len(loss.shape) - len(weight.shape)):
         weight = weight[..., None]
     return loss * weight
+
+
+def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor, temperature: float) -> Tensor:
+    """T² · KL(teacher‖student) of the distributions that logits (…, C) give at temperature T (Hinton et al. 2015).
+
+    The mean over the positions where ``mask`` (…) is not 0. T² keeps the gradients' size (section 2 there).
+    """
+    student = ops.log_softmax(ops.cast(student_logits, "float32") / temperature)
+    teacher = ops.log_softmax(ops.cast(teacher_logits, "float32") / temperature)
+    return temperature**2 * _selected_mean(ops.sum(ops.exp(teacher) * (teacher - student), -1), mask)
+
+
+def cosine_loss(student_hidden: Tensor, teacher_hidden: Tensor, mask: Tensor) -> Tensor:
+    """1 - cos between hidden states (…, D), the mean over the positions where ``mask`` (…) is not 0."""
+    student, teacher = ops.cast(student_hidden, "float32"), ops.cast(teacher_hidden, "float32")
+    squared_norms = ops.sum(ops.square(student), -1), ops.sum(ops.square(teacher), -1)
+    norms = [ops.sqrt(ops.maximum(squared, SMALLEST_SQUARED_NORM)) for squared in squared_norms]
+    return _selected_mean(1 - ops.sum(student * teacher, -1) / (norms[0] * norms[1]), mask)
+
+
+def hidden_state_loss(student_hidden: Tensor, teacher_hidden: Tensor, mask: Tensor) -> Tensor:
+    """The squared difference of hidden states (…, D), the mean over the elements where ``mask`` (…) is not 0."""
+    difference = ops.cast(student_hidden, "float32") - ops.cast(teacher_hidden, "float32")
+    return _selected_mean(ops.mean(ops.square(difference), -1), mask)
+
+
+def task_distillation_loss(
+    student_logits: Sequence[Tensor],
+    teacher_logits: Sequence[Tensor],
+    mask: Tensor,
+    hard_loss: Tensor,
+    temperature: float,
+    alpha: float,
+) -> Tensor:
+    """``alpha`` · soft + (1 - ``alpha``) · hard.
+
+    Soft is the mean of ``distillation_loss`` over the outputs: one, with logits (B, C) and a mask (B,), or for token
+    classification (B, L, C) and (B, L); or the start and end of an answer, (B, L) each, whose classes are the places,
+    and a mask (B,). Hard is what the head's own loss says of the labels.
+    """
+    soft = sum(
+        distillation_loss(student, teacher, mask, temperature)
+        for student, teacher in zip(student_logits, teacher_logits, strict=True)
+    ) / len(student_logits)
+    return alpha * soft + (1 - alpha) * hard_loss
+
+
+def _selected_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """The mean of values (…) where the mask is not 0, and 0 where it is nowhere."""
+    selected = ops.not_equal(ops.reshape(mask, ops.shape(values)), 0)
+    count = ops.sum(ops.cast(selected, "float32"))
+    return ops.sum(ops.where(selected, values, 0.0)) / ops.maximum(count, 1.0)
