@@ -106,7 +106,7 @@ def test_odd_lines_each_get_an_answer():
     result = run(stdin=b"\n".join(lines) + b"\n")
     assert len(answers(result)) == len(lines)
     errors = result.stderr.decode()
-    assert "line 3 is not valid UTF-8" in errors
+    assert "-:3: is not valid UTF-8" in errors
     assert "1 of 6 texts cut to the model's 40 tokens" in errors
     assert answers(run(stdin=b"")) == []
 

@@ -11,7 +11,8 @@ from conftest import GOLDEN
 from typer.testing import CliRunner
 
 from distilbert.cli import make_app
-from distilbert.cli.answers import open_answers
+from distilbert.cli.answers import Output
+from distilbert.core import records
 from distilbert.core.errors import InputError
 from distilbert.core.records import Layout, count_records, open_records
 from distilbert.pipelines import pipeline
@@ -49,6 +50,20 @@ def test_every_format_gives_the_same_texts(kind, suffix, pack, tmp_path):
     assert count_records(str(path), Layout(**layout)) == len(texts)
 
 
+def test_a_compressed_bomb_is_refused_before_it_fills_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "LINE_BYTES", 1 << 20)
+    for name, pack in (("in.gz", gzip.compress), ("in.zst", zstandard.compress)):
+        (tmp_path / name).write_bytes(pack(bytes(1 << 25)))
+        with pytest.raises(InputError, match="has a line of more than 1 MiB"):
+            read(tmp_path / name)
+
+
+def test_several_frames_are_one_text(tmp_path):
+    for name, pack in (("in.gz", gzip.compress), ("in.zst", zstandard.compress)):
+        (tmp_path / name).write_bytes(pack(b"a film\nb") + pack(b"ad\n"))
+        assert read(tmp_path / name) == ["a film", "bad"]
+
+
 def test_rows_and_objects_are_given_whole(tmp_path):
     (tmp_path / "in.csv").write_text('question,context\nwho?,"one\nor two"\n')
     assert read(tmp_path / "in.csv") == [{"question": "who?", "context": "one\nor two"}]
@@ -73,6 +88,11 @@ def test_rows_and_objects_are_given_whole(tmp_path):
         ("in.gz", gzip.compress(b"a film\n" * 9999)[:-20], {}, "in.gz: is not complete, or damaged"),
         ("in.gz", b"no gzip", {}, "in.gz: is not complete, or damaged"),
         ("in.zst", b"no zstd", {}, "in.zst: is not complete, or damaged"),
+        ("in.ZST", zstandard.compress(b"a film\n" * 9999)[:-20], {}, "in.ZST: is not complete, or damaged"),
+        ("in.csv", b'a\n"b\nc\n', {}, "in.csv:2: is not valid csv"),
+        ("in.csv", b"a,a\n1,2\n", {}, "in.csv:1: two columns are called 'a'"),
+        ("in.csv", b"a\n1\n", {"column": "9" * 5000}, "has no field '999"),
+        ("in.bz2", b"BZh", {}, "in.bz2: is not read here"),
         ("in.csv", b"a\n", {"text_field": "a"}, "a text field belongs to jsonl, the format is csv"),
         ("in.jsonl", b"a\n", {"column": "a"}, "a column or header belongs to csv and tsv, the format is jsonl"),
     ],
@@ -84,13 +104,15 @@ def test_damage_is_named_with_its_line(name, content, layout, message, tmp_path)
 
 
 LABELS = [{"label": f'l"{number}\n', "score": number / 8} for number in range(6)]
-ENTITIES = [[], [{"word": "a", "start": 0}], [{"word": "b", "start": 1}, {"word": "c", "start": 3}], [], LABELS[:0], []]
+ENTITIES = [[], [{"word": "a", "start": 0}], [{"word": "b", "start": 1}, {"word": "c", "start": 3}], [], [], []]
 
 
 def write(path, answers, **options):
-    with open_answers(str(path), None, **options) as writer:
+    first = next((entry for answer in answers for entry in ([answer] if isinstance(answer, dict) else answer)), None)
+    columns = tuple(first) if isinstance(first, dict) else ()
+    with Output(str(path), None, columns, **options).open() as writer:
         for answer in answers[writer.done :]:
-            writer.write([], [answer])
+            writer.write([""], [answer])
 
 
 @pytest.mark.parametrize(
@@ -123,12 +145,37 @@ def test_resuming_loses_and_doubles_nothing(name, answers, tmp_path):
 def test_a_failure_keeps_the_answers_and_the_old_file(tmp_path):
     path = tmp_path / "out.jsonl"
     path.write_text("old\n")
-    with pytest.raises(ZeroDivisionError), open_answers(str(path), None) as writer:
-        writer.write([], LABELS[:2])
+    with pytest.raises(ZeroDivisionError), Output(str(path), None, ("label", "score")).open() as writer:
+        writer.write(["", ""], LABELS[:2])
         raise ZeroDivisionError
     assert path.read_text() == "old\n"
+    with pytest.raises(InputError, match=r"out.jsonl.partial is there, .* go on with --resume, or delete it"):
+        write(path, LABELS)
     write(path, LABELS, resume=True)
     assert [json.loads(line) for line in path.read_text().splitlines()] == LABELS
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("out.jsonl", b"input,label,score\n1,A,0.5\n", "expected JSON to go on with"),
+        ("out.csv", b'{"label": "x"}\n', "expected input,label,score to go on with"),
+        ("out.csv", b"input,label,score\nA,A,0.5\n", "expected one of input,label,score"),
+        ("out.npz", b"PK", "only jsonl, csv and npy can be resumed"),
+        ("out.npy", b"x" * 200, "is no npy file"),
+        ("out.npy", None, "is an array .* of float64"),
+    ],
+)
+def test_what_cannot_be_gone_on_with_stays_as_it_is(name, content, message, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(content or b"")
+    if content is None:
+        np.save(path, np.zeros((1, 7)))
+    before = path.read_bytes()
+    answers = [np.zeros(4, np.float32)] if name.endswith(("npy", "npz")) else LABELS
+    with pytest.raises(InputError, match=message):
+        write(path, answers, resume=True)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 def test_arrays_and_tables(tmp_path):
@@ -137,20 +184,45 @@ def test_arrays_and_tables(tmp_path):
     with np.load(tmp_path / "out.npz", allow_pickle=False) as found:
         for name, vector in zip(("0", "1"), vectors, strict=True):
             np.testing.assert_array_equal(found[name], vector)
-    write(
-        tmp_path / "out.csv",
-        [{"sequence": "a", "labels": ["x", "y"], "scores": [0.75, 0.25]}, [LABELS[:1], LABELS[1:2]]][:1],
-    )
-    rows = list(csv.reader((tmp_path / "out.csv").read_text().splitlines()))
-    assert rows == [["input", "sequence", "label", "score"], ["1", "a", "x", "0.75"], ["1", "a", "y", "0.25"]]
-    for name, answers, options in (
-        ("out.npz", vectors, {"resume": True}),
-        ("out.npy", vectors, {}),
-        ("new.csv", vectors, {}),
-        ("-", LABELS, {"resume": True}),
+    ranking = {"sequence": "a", "labels": ["x", "y"], "scores": [0.75, 0.25]}
+    filling = [{"score": 1}]
+    for columns, answers, expected in (
+        (("sequence", "label", "score"), [ranking], ["input,sequence,label,score", "1,a,x,0.75", "1,a,y,0.25"]),
+        (("mask", "score"), [filling, [filling, filling]], ["input,mask,score", "1,0,1", "2,0,1", "2,1,1"]),
+        (("word",), [[]], ["input,word"]),
     ):
-        with pytest.raises(InputError):
-            write(tmp_path / name if name != "-" else name, answers, **options)
+        with Output(str(tmp_path / "out.csv"), None, columns).open() as writer:
+            writer.write([""] * len(answers), answers)
+        assert (tmp_path / "out.csv").read_text().splitlines() == expected
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("new.csv", {}, "features make no table"),
+        ("new.jsonl.gz", {}, "answers are not compressed"),
+        ("absent/new.jsonl", {}, "expected the name of a file in a folder that is there"),
+        ("", {}, "expected the name of a file"),
+        ("-", {"resume": True}, "resume needs an output file"),
+        ("new.jsonl", {"pretty": True}, "pretty prints tables on standard output"),
+        ("new.npy", {"columns": ("label",)}, "npy is for features"),
+        ("input", {"source": "input"}, "is the input, and would be overwritten"),
+    ],
+)
+def test_outputs_that_make_no_sense(name, options, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "input").write_text("good\n")
+    with pytest.raises(InputError, match=message):
+        Output(name, **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["input"]
+
+
+def test_a_link_is_written_through(tmp_path):
+    (tmp_path / "real.jsonl").write_text("old\n")
+    (tmp_path / "link.jsonl").symlink_to("real.jsonl")
+    write(tmp_path / "link.jsonl", LABELS[:1])
+    assert (tmp_path / "link.jsonl").is_symlink()
+    assert json.loads((tmp_path / "real.jsonl").read_text()) == LABELS[0]
 
 
 def run(*arguments, **options):
@@ -170,6 +242,30 @@ def test_the_command_reads_and_writes_them(tmp_path):
     assert [row["input"] for row in rows] == [str(number) for number in (1, 2, 3, 4) for _ in range(3)]
     shown = run(*arguments, "--pretty")
     assert shown.exit_code == 0 and f"{expected[0][0]['score']:.4f}" in shown.stdout
+
+
+def test_errors_name_the_input_and_the_file(tmp_path, caplog):
+    (tmp_path / "in.jsonl").write_text(lines_of(["good", "bad", 3, "good"]))
+    (tmp_path / "out.jsonl").write_text('{"label": "LABEL_0", "score": 0.5}\n')
+    arguments = ("text-classification", "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl")
+    assert run(*arguments, "--resume").exit_code == 1
+    assert "input 3: text is of type int, expected str" in caplog.text
+    caplog.clear()
+    assert run("text-classification", "--input", tmp_path / "absent", "--output", tmp_path / "new").exit_code == 1
+    assert f"{tmp_path / 'absent'}: cannot be read: No such file" in caplog.text
+    (tmp_path / "many.jsonl").write_text("{}\n" * 9)
+    done = run("text-classification", "good", "--output", tmp_path / "many.jsonl", "--resume")
+    assert done.exit_code == 1 and "has answers for 9 inputs, of which only 1 are there" in caplog.text
+
+
+def test_terminals_are_not_steered_by_texts():
+    shown = run("text-classification", "--pretty", "bad \x1b[31mred\x1b]0;x\x07 :heart:").stdout
+    assert "\x1b]0" not in shown and "\x07" not in shown and ":heart:" in shown and "\u241b[31mred" in shown
+
+
+def test_a_head_of_another_task_is_refused(caplog):
+    assert CliRunner().invoke(make_app(), ["run", "--task", "ner", "--model", str(MODEL), "a film"]).exit_code == 1
+    assert "is a DistilBertForSequenceClassification, expected a DistilBertForTokenClassification" in caplog.text
 
 
 def test_options_belong_to_tasks(tmp_path):

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 
 import typer
 
+from distilbert.cli.terminal import printable
+
 # Each command, and the module here that has it. RUN_EPILOG there, say, is how the help of run ends.
 COMMANDS = {
     "run": "run",
@@ -54,7 +56,7 @@ def _commands() -> None:
 
 class _OneLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return f"distilbert: {record.levelname.lower()}: " + " ".join(record.getMessage().split())
+        return f"distilbert: {record.levelname.lower()}: " + " ".join(printable(record.getMessage()).split())
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from distilbert.cli.terminal import (
     parse_batch_size,
     print_json,
     print_table,
+    printable,
     show_progress,
 )
 from distilbert.evaluation.tasks import EVALUATIONS
@@ -196,11 +197,11 @@ def _show_confusion(names: Sequence[str], counts: Sequence[Sequence[int]]) -> No
         first = Column("", no_wrap=True, overflow="ellipsis", max_width=min(room, LONGEST_NAME))
         table = Table(first, box=box.SIMPLE_HEAD, padding=0)
         for name in above:
-            table.add_column(Text(_pad(name, width)), justify="right", no_wrap=True)
+            table.add_column(Text(_pad(printable(name), width)), justify="right", no_wrap=True)
         for number, (name, row) in enumerate(zip(rows, cells, strict=True)):
             filled = zip(row, shares[number], strict=True)
             table.add_row(
-                Text(name),
+                Text(printable(name)),
                 *(_cell(_pad(text, width), share, column == number) for column, (text, share) in enumerate(filled)),
             )
         typer.echo(f"  true labels in rows, predicted ones in columns{unit}")

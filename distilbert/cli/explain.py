@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from distilbert.cli.terminal import Backend, exit_statuses
+from distilbert.cli.terminal import Backend, exit_statuses, printable, repaired
 from distilbert.core.errors import InputError
 from distilbert.explanation import TASKS
 from distilbert.explanation import explain as explained
@@ -45,15 +45,12 @@ def explain(
     with exit_statuses():
         if output.is_dir() or not output.parent.is_dir():
             raise InputError(f"{output}: expected the name of a file in a folder that is there")
-        # The system may hand over bytes that are not UTF-8, which Python smuggles in as surrogates.
-        texts = [
-            given and given.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for given in (text, question)
-        ]
-        found = explained(model, texts[0] or "", task=task, question=texts[1], backend=backend, steps=steps)
+        asked = None if question is None else repaired(question)
+        found = explained(model, repaired(text), task=task, question=asked, backend=backend, steps=steps)
         found.write(output)
         for target in found.targets:
             answer = target.answer
             said = "" if answer.start is None else f"{found.texts[-1][answer.start : answer.end]}: "
             certainty = "" if answer.probability is None else f", probability {answer.probability:.4f}"
-            typer.echo(f"{said}{answer.label}{certainty}")
+            typer.echo(printable(f"{said}{answer.label}{certainty}").replace("\n", " "))
         typer.echo(f"{output}: written")

@@ -13,11 +13,13 @@ from typing import Annotated, Any
 import typer
 
 from distilbert.cli.answers import FORMATS as OUTPUT_FORMATS
-from distilbert.cli.answers import open_answers
-from distilbert.cli.terminal import Backend, exit_statuses, parse_batch_size, show_progress
+from distilbert.cli.answers import Output
+from distilbert.cli.terminal import Backend, exit_statuses, parse_batch_size, repaired, show_progress
+from distilbert.core.errors import InputError
 from distilbert.core.records import FORMATS as INPUT_FORMATS
 from distilbert.core.records import Layout, count_records, open_records
 from distilbert.pipelines import ALIASES, TASKS, feature_extraction, pipeline, text_classification, token_classification
+from distilbert.pipelines.pipeline import split_names
 
 # Names of what there is, as options show them.
 Task = StrEnum("Task", [*TASKS, *ALIASES])  # type: ignore[misc]
@@ -66,7 +68,7 @@ MODEL, STREAMS, CLASSIFYING, TOKENS, ANSWERING, OTHERS = (
 
 
 def _names(value: str) -> list[str]:
-    return [name.strip() for name in value.split(",") if name.strip()]
+    return split_names(repaired(value))
 
 
 def run(
@@ -118,7 +120,7 @@ def run(
         typer.Option(parser=_names, metavar="A,B,…", help="Multiple choice: the choices for each text.", **ANSWERING),
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option(min=0, help="Answers for each text, best first; 0 for all.", **STREAMS)
+        int | None, typer.Option(min=0, help="Answers for each text, best first; 0 for all labels.", **STREAMS)
     ] = None,
     function_to_apply: Annotated[
         Function | None,
@@ -135,6 +137,13 @@ def run(
     ] = None,
     stride: Annotated[
         int | None, typer.Option(min=0, help="Read long texts in windows that share so many tokens.", **TOKENS)
+    ] = None,
+    is_split_into_words: Annotated[
+        bool | None,
+        typer.Option("--is-split-into-words", help="Each line of JSON is a list of words, or has words.", **TOKENS),
+    ] = None,
+    delimiter: Annotated[
+        str | None, typer.Option(help="What stood between the words, for start and end; by default a blank.", **TOKENS)
     ] = None,
     doc_stride: Annotated[
         int | None,
@@ -177,6 +186,7 @@ def run(
 ) -> None:
     """Answer for each text, in the order of the texts: with one line of JSON, or as the output's name says."""
     name = ALIASES.get(task, str(task))
+    texts, question = [repaired(text) for text in texts or ()], None if question is None else repaired(question)
     options = _options(context, name)
     if texts and input != "-":
         raise typer.BadParameter("both TEXT and --input are given, expected one of them")
@@ -184,10 +194,11 @@ def run(
         if given is not None and name != of:
             raise typer.BadParameter(f"--{option} belongs to {of}, the task is {name}")
     layout = Layout(input_format, text_field, column, header)
-    with (
-        exit_statuses(),
-        open_answers(output, output_format, pretty=pretty, resume=resume) as answers,
-    ):
+    with exit_statuses():
+        # All that can be wrong is said before a framework spends seconds on loading.
+        cls = TASKS[name]
+        columns = cls.columns(cls.change_options(cls.options_class(), options))
+        place = Output(output, output_format, columns, pretty=pretty, resume=resume, source=input)
         answerer = pipeline(
             name,
             model,
@@ -198,14 +209,14 @@ def run(
             revision=revision,
             **options,
         )
-        size = answerer.look_ahead
         with (
-            _open_windows(texts, input, size, layout) as windows,
-            show_progress(_total(texts, input, layout)) as advance,
+            _open_windows(texts, input, answerer.look_ahead, layout) as windows,
+            place.open() as answers,
+            show_progress(_total(texts, input, layout), hidden=place.is_on_terminal) as advance,
         ):
             advance(answers.done)
-            asked, remaining = tee(_items(window, question, choices) for window in _skip(windows, answers.done))
-            for results in answerer.answer_windows(remaining):
+            asked, remaining = tee(_items(window, question, choices) for window in _skip(windows, answers.done, output))
+            for results in answerer.answer_windows(remaining, done=answers.done):
                 answers.write(next(asked), results)
                 advance(len(results))
 
@@ -225,15 +236,13 @@ def _options(context: typer.Context, task: str) -> dict[str, Any]:
         if task not in owners[name]:
             option = name.replace("_", "-")
             raise typer.BadParameter(f"--{option} belongs to {' and '.join(owners[name])}, the task is {task}")
-    return given | ({"top_k": None} if given.get("top_k") == 0 else {})
+    return given | ({"top_k": None} if given.get("top_k") == 0 and task == "text-classification" else {})
 
 
 @contextmanager
 def _open_windows(texts: list[str] | None, name: str, size: int, layout: Layout) -> Iterator[Iterator[list[Any]]]:
     if texts:
-        # The system may hand over bytes that are not UTF-8, which Python smuggles in as surrogates.
-        whole = [text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for text in texts]
-        yield (whole[start : start + size] for start in range(0, len(whole), size))
+        yield (texts[start : start + size] for start in range(0, len(texts), size))
     else:
         with open_records(name, size, layout) as windows:
             yield windows
@@ -246,18 +255,21 @@ def _total(texts: list[str] | None, name: str, layout: Layout) -> int | None:
     return count_records(name, layout) if sys.stderr.isatty() else None
 
 
-def _skip(windows: Iterable[list[Any]], count: int) -> Iterator[list[Any]]:
-    """All but the first ``count``."""
+def _skip(windows: Iterable[list[Any]], count: int, output: str) -> Iterator[list[Any]]:
+    """All but the first ``count``, which are answered."""
+    left = count
     for window in windows:
-        if rest := window[count:]:
+        if rest := window[left:]:
             yield rest
-        count = max(0, count - len(window))
+        left = max(0, left - len(window))
+    if left:
+        raise InputError(f"{output}: has answers for {count} inputs, of which only {count - left} are there")
 
 
 def _items(window: list[Any], question: str | None, choices: list[str] | None) -> list[Any]:
     """What the task is asked."""
-    if question is not None:
-        return [{"question": question, "context": text} for text in window]
-    if choices is not None:
-        return [{"prompt": text, "choices": choices} for text in window]
-    return window
+    added = {"question": question} if question is not None else {"choices": choices} if choices is not None else None
+    if added is None:
+        return window
+    text = "context" if question is not None else "prompt"
+    return [(item if isinstance(item, dict) else {text: item}) | added for item in window]

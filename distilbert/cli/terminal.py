@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -15,7 +16,6 @@ from typing import Any
 import typer
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -27,6 +27,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.table import Column, Table
+from rich.text import Text
 
 from distilbert.core.errors import DistilBertError
 
@@ -68,14 +69,15 @@ def parse_batch_size(value: str) -> int | str:
 
 def print_json(content: object) -> None:
     """One JSON object on standard output; numbers that JSON lacks, such as an absent bound, are null."""
-    typer.echo(json.dumps(_finite(content), ensure_ascii=False, default=str, allow_nan=False))
+    typer.echo(json.dumps(finite(content), ensure_ascii=False, default=str, allow_nan=False))
 
 
-def _finite(content: Any) -> Any:
+def finite(content: Any) -> Any:
+    """The same with None for numbers that JSON lacks."""
     if isinstance(content, dict):
-        return {name: _finite(value) for name, value in content.items()}
+        return {name: finite(value) for name, value in content.items()}
     if isinstance(content, (list, tuple)):
-        return [_finite(value) for value in content]
+        return [finite(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
@@ -89,17 +91,34 @@ def print_table(title: str | None, columns: Iterable[str | Column], rows: Iterab
     columns = list(columns)
     table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, show_header=any(columns))
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     open_console().print(table)
 
 
+def printable(text: str) -> str:
+    """A text with pictures in place of control characters, which could make a terminal do anything."""
+    return "".join(
+        character if character == "\n" or unicodedata.category(character) != "Cc" else _picture(ord(character))
+        for character in text
+    )
+
+
+def _picture(code: int) -> str:
+    return chr(0x2400 + code) if code < 0x20 else "\ufffd"
+
+
+def repaired(argument: str) -> str:
+    """An argument with U+FFFD for bytes that are not UTF-8, which Python smuggles in as halves of surrogate pairs."""
+    return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 @contextmanager
-def show_progress(total: int | None):  # type: ignore[no-untyped-def]
+def show_progress(total: int | None, *, hidden: bool = False):  # type: ignore[no-untyped-def]
     """A count of texts, of ``total`` where that is known, on standard error where that is a terminal."""
     console = Console(stderr=True)
     shown = "{task.completed:,} texts" if total is None else "{task.completed:,} of {task.total:,} texts"
     columns = (SpinnerColumn(), TextColumn(shown), TextColumn("{task.fields[rate]}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+    with Progress(*columns, console=console, disable=hidden or not console.is_terminal, transient=True) as progress:
         counter = progress.add_task("", total=total, rate="")
 
         def advance(count: int) -> None:

@@ -11,22 +11,24 @@ import os
 import select
 import sys
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any
 
 from distilbert.core.errors import InputError
 
 PATIENCE_SECONDS = 0.05  # a slow writer's lines are answered as they come
 CHUNK_BYTES = 1 << 16
-FIELD_BYTES = 1 << 30  # the csv module refuses longer ones
+ZSTD_BYTES = 1 << 10  # a few bytes of it can stand for 128 KiB
+LINE_BYTES = 1 << 28  # a small file may unfold to more than the memory holds
 
 FORMATS = ("text", "jsonl", "csv", "tsv")
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
 COMPRESSED = (".gz", ".zst")
+UNKNOWN = (".bz2", ".xz", ".lzma", ".zip", ".tar", ".tgz", ".7z", ".parquet", ".arrow", ".xls", ".xlsx")
 
 logger = logging.getLogger("distilbert")
 
@@ -53,8 +55,11 @@ class Layout:
         Raises:
             InputError: options of another format.
         """
-        path = Path(name)
-        named = SUFFIXES.get(path.with_suffix("").suffix if path.suffix in COMPRESSED else path.suffix)
+        path = Path(name.lower())
+        suffix = path.with_suffix("").suffix if path.suffix in COMPRESSED else path.suffix
+        if suffix in UNKNOWN:
+            raise InputError(f"{name}: is not read here; expected text, jsonl, csv or tsv, also with .gz or .zst")
+        named = "jsonl" if suffix == ".json" else SUFFIXES.get(suffix)
         implied = "jsonl" if self.text_field is not None else "csv" if self.column is not None else "text"
         found = self.format or named or implied
         if self.text_field is not None and found != "jsonl":
@@ -86,12 +91,11 @@ def open_records(
     layout = layout or Layout()
     kind = layout.of(name)
     with _open(name, progress or (lambda position: None)) as (read, wait):
-        windows = _decode(_read_lines(read, wait, size), name)
+        windows = _decode(_read_lines(read, wait, size, name), name)
         if kind == "jsonl":
             windows = _read_json(windows, name, layout.text_field)
         elif kind != "text":
-            rows = _read_table((line + "\n" for window in windows for line in window), name, kind, layout)
-            windows = iter(lambda: list(islice(rows, size)), [])
+            windows = _read_table(windows, name, kind, layout)
         yield windows
 
 
@@ -113,36 +117,54 @@ def count_records(name: str, layout: Layout | None = None) -> int | None:
 def _open(name: str, progress: Callable[[int], None]) -> Iterator[tuple[Callable[[], bytes], Callable[[], bool]]]:
     """How to read the next bytes, and how to wait a moment for them, which tells whether there are some."""
     if name == "-":
+        if sys.stdin is None:
+            raise InputError("standard input is closed; name a file")
         descriptor = sys.stdin.fileno()
         yield lambda: os.read(descriptor, CHUNK_BYTES), lambda: _is_ready(descriptor)
         return
-    with Path(name).open("rb", buffering=0) as file:
+    try:
+        file = Path(name).open("rb", buffering=0)  # noqa: SIM115 - what goes wrong later is another error
+        file.read(0)
+    except OSError as error:
+        raise InputError(f"{name}: cannot be read: {error.strerror}") from None
+    with file:
+        is_seekable = file.seekable()
+        is_compressed = name.lower().endswith(COMPRESSED)
+        chunks = _inflate(file, name) if is_compressed else iter(lambda: file.read(CHUNK_BYTES) or b"", b"")
 
         def read() -> bytes:
-            chunk = _inflate(content, name) if is_compressed else file.read(CHUNK_BYTES) or b""
+            chunk = next(chunks, b"")
             if is_seekable:
                 progress(file.tell())
             return chunk
 
-        is_seekable = file.seekable()
-        is_compressed = name.endswith(COMPRESSED)
-        content: IO[bytes] = _decompress(name, file) if is_compressed else file
         yield read, lambda: is_compressed or _is_ready(file.fileno())
 
 
-def _decompress(name: str, file: BinaryIO) -> IO[bytes]:
-    if name.endswith(".gz"):
-        return gzip.open(file)  # type: ignore[return-value]
-    import zstandard
+def _inflate(file: IO[bytes], name: str) -> Iterator[bytes]:
+    """What a compressed file unfolds to, never much of it at a time.
 
-    return zstandard.open(file)
-
-
-def _inflate(file: IO[bytes], name: str) -> bytes:
+    Raises:
+        InputError: it is damaged, or ends too early.
+    """
     import zstandard
 
     try:
-        return file.read(CHUNK_BYTES)
+        if name.lower().endswith(".gz"):
+            unpacked = gzip.GzipFile(fileobj=file)
+            while chunk := unpacked.read(CHUNK_BYTES):
+                yield chunk
+            return
+        frame = None
+        while rest := file.read(ZSTD_BYTES):
+            while rest:
+                frame = frame or zstandard.ZstdDecompressor().decompressobj()
+                if chunk := frame.decompress(rest):
+                    yield chunk
+                rest = frame.unused_data if frame.eof else b""
+                frame = None if frame.eof else frame
+        if frame is not None:
+            raise EOFError("it ends within a frame")
     except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
         raise InputError(f"{name}: is not complete, or damaged: {error}") from None
 
@@ -151,7 +173,7 @@ def _is_ready(descriptor: int) -> bool:
     return os.name == "nt" or bool(select.select([descriptor], [], [], PATIENCE_SECONDS)[0])
 
 
-def _read_lines(read: Callable[[], bytes], wait: Callable[[], bool], size: int) -> Iterator[list[bytes]]:
+def _read_lines(read: Callable[[], bytes], wait: Callable[[], bool], size: int, name: str) -> Iterator[list[bytes]]:
     """Windows of up to ``size`` lines; fewer when the writer pauses, so that a slow one is not kept waiting."""
     lines: list[bytes] = []
     unfinished = bytearray()
@@ -165,6 +187,8 @@ def _read_lines(read: Callable[[], bytes], wait: Callable[[], bool], size: int) 
         if rest:
             lines += [bytes(unfinished), *rest[:-1]]
             unfinished = bytearray(rest[-1])
+        if len(unfinished) > LINE_BYTES:
+            raise InputError(f"{name}: has a line of more than {LINE_BYTES >> 20} MiB, which is no text to answer for")
         if not chunk and unfinished:
             lines.append(bytes(unfinished))
         while len(lines) >= size:
@@ -192,7 +216,7 @@ def _decode(windows: Iterable[list[bytes]], name: str) -> Iterator[list[str]]:
             except UnicodeDecodeError:
                 texts.append(line.decode("utf-8", "replace"))
                 if not warned:
-                    logger.warning("line %d is not valid UTF-8; such bytes are read as U+FFFD", number)
+                    logger.warning("%s:%d: is not valid UTF-8; such bytes are read as U+FFFD", name, number)
                     warned = True
         yield texts
 
@@ -214,32 +238,59 @@ def _read_json(windows: Iterable[list[str]], name: str, field: str | None) -> It
         yield records
 
 
-def _read_table(lines: Iterator[str], name: str, kind: str, layout: Layout) -> Iterator[Any]:
+class _Lines:
+    """The lines of windows one by one; ``waiting`` are those of the window that were not taken yet."""
+
+    def __init__(self, windows: Iterable[list[str]]) -> None:
+        self.windows = iter(windows)
+        self.waiting: deque[str] = deque()
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        while not self.waiting:
+            self.waiting.extend(next(self.windows))
+        return self.waiting.popleft() + "\n"
+
+
+def _read_table(windows: Iterable[list[str]], name: str, kind: str, layout: Layout) -> Iterator[list[Any]]:
     """The rows of CSV, or of TSV, where quotes are quotes."""
-    csv.field_size_limit(FIELD_BYTES)
-    reader = csv.reader(lines, "excel-tab", quoting=csv.QUOTE_NONE) if kind == "tsv" else csv.reader(lines)
+    csv.field_size_limit(LINE_BYTES)
+    lines = _Lines(windows)
+    options: Any = {"dialect": "excel-tab", "quoting": csv.QUOTE_NONE} if kind == "tsv" else {"strict": True}
+    reader = csv.reader(lines, **options)
     column = layout.column
-    number = int(column) if column is not None and column.isdecimal() else None
+    number = int(column) if column is not None and column.isdecimal() and len(column) < 10 else None
     has_header = layout.header if layout.header is not None else number is None
+    begun = 1  # the line on which a row begins: a quote may never be closed
+    names: list[str] | None = None
+    records: list[Any] = []
     try:
-        names = next(reader, []) if has_header else None
         for row in reader:
-            if not row:
-                continue
-            place = f"{name}:{reader.line_num}"
-            if number is not None:
+            place = f"{name}:{begun}"
+            begun = reader.line_num + 1
+            if has_header and names is None:
+                names = row
+                if repeated := [cell for cell in names if names.count(cell) > 1]:
+                    raise InputError(f"{place}: two columns are called {repeated[0]!r}; take one by its number")
+            elif number is not None and row:
                 if not 0 < number <= len(row):
                     raise InputError(f"{place}: has {len(row)} columns, expected a column {number}")
-                yield row[number - 1]
-                continue
-            if names is None:
-                raise InputError(f"{name}: has no header; name the column by its number, from 1")
-            if len(row) != len(names):
-                raise InputError(f"{place}: has {len(row)} columns, expected {len(names)} as in the header")
-            record = dict(zip(names, row, strict=True))
-            yield record if column is None else _field(record, column, place)
+                records.append(row[number - 1])
+            elif row:
+                if names is None:
+                    raise InputError(f"{name}: has no header; name the column by its number, from 1")
+                if len(row) != len(names):
+                    raise InputError(f"{place}: has {len(row)} columns, expected {len(names)} as in the header")
+                record = dict(zip(names, row, strict=True))
+                records.append(record if column is None else _field(record, column, place))
+            if not lines.waiting:
+                yield records
+                records = []
     except csv.Error as error:
-        raise InputError(f"{name}:{reader.line_num}: is not valid {kind}: {error}") from None
+        raise InputError(f"{name}:{begun}: is not valid {kind}: {error}") from None
+    yield records
 
 
 def _field(record: Any, field: str, place: str) -> Any:

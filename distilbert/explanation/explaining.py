@@ -35,6 +35,7 @@ TASKS = {
 # How many gradients are taken where the user does not say: more until the contributions add up to within GAP.
 STEPS = (32, 64, 128, 256)
 GAP = 0.01
+MOST_STEPS = 2048  # finding the places of more takes longer than the gradients
 # Tokens of a batch: more takes memory (attention of 500 tokens: 12 MB a layer and step) and saves no time.
 BATCH_TOKENS = 1024
 # Entities whose contributions are computed, the most certain ones; each takes as long as a text's label.
@@ -137,8 +138,8 @@ def explain(
         CheckpointError: the checkpoint is absent, damaged, or lacks the task's head.
         MissingBackendError: the framework is not installed.
     """
-    if steps is not None and steps < 1:
-        raise InputError(f"steps is {steps}, expected at least 1")
+    if steps is not None and not 1 <= steps <= MOST_STEPS:
+        raise InputError(f"steps is {steps}, expected 1 to {MOST_STEPS}")
     package = choose_backend(backend)
     task = task or _detect_task(model)
     if task not in TASKS:

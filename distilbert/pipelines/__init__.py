@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from distilbert.core.backends import BACKENDS, choose_backend
-from distilbert.core.errors import InputError
+from distilbert.core.config import DistilBertConfig
+from distilbert.core.errors import CheckpointError, InputError
+from distilbert.core.spec import DISTILBERT
 from distilbert.core.tokenizer import DistilBertTokenizer
 from distilbert.pipelines.feature_extraction import FeatureExtractionPipeline
 from distilbert.pipelines.fill_mask import FillMaskPipeline
@@ -74,7 +76,7 @@ def pipeline(
         MissingBackendError: the framework, or any, is not installed.
     """
     cls = TASKS.get(ALIASES.get(task, task)) if isinstance(task, str) else task
-    if cls is None:
+    if not (isinstance(cls, type) and issubclass(cls, Pipeline)):
         raise InputError(f"task is {task!r}, expected one of {', '.join((*TASKS, *ALIASES))}")
     if model is None:
         raise InputError(f"no model comes with the library for {cls.task}; pass model=, a folder or a Hub id")
@@ -95,10 +97,22 @@ def pipeline(
     if is_loaded:
         network = inference.InferenceModel(model)
     else:
+        _check_architecture(DistilBertConfig.from_pretrained(model, **where), cls.head, model)
         network = inference.InferenceModel.from_pretrained(
             cls.head, model, dtype=dtype, device=device or "auto", **where
         )
     return cls(network, tokenizer, batch_size=batch_size, **options)
+
+
+def _check_architecture(config: DistilBertConfig, head: str, model: str | Path) -> None:
+    """Two heads can have weights of the same names; the config says which one was trained."""
+    named = {name for name in DISTILBERT.heads for of in config.architectures or () if of.endswith(_class_name(name))}
+    if named and head not in named and head != "base":
+        raise CheckpointError(f"{model}: is a {', '.join(map(_class_name, named))}, expected a {_class_name(head)}")
+
+
+def _class_name(head: str) -> str:
+    return DISTILBERT.class_name(head)
 
 
 def _package_of(model: Any, head: str) -> str:

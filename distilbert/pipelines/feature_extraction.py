@@ -56,6 +56,11 @@ class FeatureExtractionPipeline(Pipeline):
     head = "base"
     options_class = Options
 
+    @classmethod
+    def columns(cls, options: Options) -> tuple[str, ...]:
+        """None: the answer is an array."""
+        return ()
+
     def encode(self, items: Sequence[str], options: Options) -> list[Sample]:
         """One window each."""
         return self.encode_whole(items, options.truncation)

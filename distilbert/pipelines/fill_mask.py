@@ -76,6 +76,11 @@ class FillMaskPipeline(Pipeline):
     head = "masked-lm"
     options_class = Options
 
+    @classmethod
+    def columns(cls, options: Options) -> tuple[str, ...]:
+        """Those of a filling, with the number of its mask where there are several."""
+        return ("mask", "score", "token", "token_str", "sequence")
+
     def parse(self, item: Any, options: Options) -> str:
         """The text."""
         text = read_text(item)

@@ -14,7 +14,7 @@ from tokenizers import Encoding
 
 from distilbert.core.errors import InputError
 from distilbert.pipelines.batching import Arrays
-from distilbert.pipelines.pipeline import Pipeline, Sample, read_text, require_mapping
+from distilbert.pipelines.pipeline import Pipeline, Sample, read_text, require_mapping, split_names
 from distilbert.pipelines.scores import softmax
 
 
@@ -46,8 +46,8 @@ class Item(NamedTuple):
 class MultipleChoicePipeline(Pipeline):
     """Chooses, by ``logits`` (B, 1) of the model.
 
-    An item is a mapping with ``prompt`` and ``choices``, a list of str. The answer is a list of mappings with
-    ``choice`` and ``score``, in the order of the choices; the scores add up to 1.
+    An item is a mapping with ``prompt`` and ``choices``, a list of str, or one with commas. The answer is a list of
+    mappings with ``choice`` and ``score``, in the order of the choices; the scores add up to 1.
     """
 
     task = head = "multiple-choice"
@@ -55,10 +55,17 @@ class MultipleChoicePipeline(Pipeline):
     # No choice's logit depends on the others: each is a row of its own, so that none is padded to the longest.
     input_shape = (1,)
 
+    @classmethod
+    def columns(cls, options: Options) -> tuple[str, ...]:
+        """Those of what the answer lists."""
+        return ("choice", "score")
+
     def parse(self, item: Any, options: Options) -> Item:
         """The text and the choices."""
         require_mapping(item, *Item._fields)
         prompt, choices = read_text(item, "prompt"), item.get("choices")
+        if isinstance(choices, str):  # the cell of a table
+            choices = split_names(choices)
         if not isinstance(choices, (list, tuple)) or not choices:
             raise InputError(f"choices is {choices!r:.40}, expected a list of at least one str")
         return Item(prompt, [read_text(choice, "a choice") for choice in choices])

@@ -19,6 +19,7 @@ logger = logging.getLogger("distilbert")
 # Items to look ahead, to sort them by length: at least so many, or enough for so many batches.
 LOOK_AHEAD = 1024
 LOOK_AHEAD_BATCHES = 16
+FIRST_LOOK_AHEAD = 64  # doubles from there: who reads the first answers shall not wait for the thousandth item
 
 Answer = Any
 
@@ -68,8 +69,8 @@ class Pipeline:
             options: for this call only.
 
         Returns:
-            The answer; a list of answers; or an iterator over them that reads ahead a little. The form of an answer
-            depends on the options alone.
+            The answer; a list of answers; or an iterator over them that reads ahead, by 64 items at first and then by
+            more. The form of an answer depends on the options alone.
 
         Raises:
             InputError: an item or an option that makes no sense, or a text too long for the model.
@@ -80,13 +81,16 @@ class Pipeline:
             return next(self._stream([inputs], size, chosen))
         if isinstance(inputs, (list, tuple)):
             return list(self._stream(inputs, size, chosen))
-        if isinstance(inputs, Iterable):
+        if isinstance(inputs, Iterable) and not isinstance(inputs, (bytes, bytearray)):
             return self._stream(inputs, size, chosen)
         raise InputError(f"the input is of type {type(inputs).__name__}, expected a text, or many")
 
-    def answer_windows(self, windows: Iterable[Sequence[Any]]) -> Iterator[list[Answer]]:
-        """Answer group by group: within each, items are batched by length. One warning counts all that were cut."""
-        return self._answer_windows(windows, self.batch_size, self.options)
+    def answer_windows(self, windows: Iterable[Sequence[Any]], *, done: int = 0) -> Iterator[list[Answer]]:
+        """Answer group by group: within each, items are batched by length. One warning counts all that were cut.
+
+        ``done`` items came before, and count where an error names one by its number.
+        """
+        return self._answer_windows(windows, self.batch_size, self.options, done)
 
     @property
     def look_ahead(self) -> int:
@@ -98,17 +102,23 @@ class Pipeline:
 
     def _stream(self, items: Iterable[Any], batch_size: int | None, options: Any) -> Iterator[Answer]:
         iterator = iter(items)
-        size = self._look_ahead(batch_size)
-        for answers in self._answer_windows(iter(lambda: list(islice(iterator, size)), []), batch_size, options):
+
+        def windows() -> Iterator[list[Any]]:
+            size = FIRST_LOOK_AHEAD
+            while window := list(islice(iterator, size)):
+                yield window
+                size = min(2 * size, self._look_ahead(batch_size))
+
+        for answers in self._answer_windows(windows(), batch_size, options, 0):
             yield from answers
 
     def _answer_windows(
-        self, windows: Iterable[Sequence[Any]], batch_size: int | None, options: Any
+        self, windows: Iterable[Sequence[Any]], batch_size: int | None, options: Any, done: int
     ) -> Iterator[list[Answer]]:
         total = cut = 0
         try:
             for window in windows:
-                samples = self.encode([self._parse(item, total + n, options) for n, item in enumerate(window)], options)
+                samples = self._samples(window, done + total, options)
                 total += len(samples)
                 cut += sum(sample.is_cut for sample in samples)
                 yield self._answer_samples(samples, batch_size, options)
@@ -130,15 +140,25 @@ class Pipeline:
         )
         return [self.answer(sample, list(islice(kept, len(sample.windows))), options) for sample in samples]
 
-    def _parse(self, item: Any, number: int, options: Any) -> Any:
+    def _samples(self, window: Sequence[Any], done: int, options: Any) -> list[Sample]:
         try:
-            return self.parse(item, options)
-        except InputError as error:
-            raise InputError(f"input {number + 1}: {error}") from None
+            return self.encode([self.parse(item, options) for item in window], options)
+        except InputError:
+            for number, item in enumerate(window, done + 1):  # which one?
+                try:
+                    self.encode([self.parse(item, options)], options)
+                except InputError as error:
+                    raise InputError(f"input {number}: {error}") from None
+            raise
 
     # What a task says about itself.
 
     cut_advice: ClassVar[str] = ""  # how not to lose the end of a text
+
+    @classmethod
+    def columns(cls, options: Any) -> tuple[str, ...]:
+        """The keys of an answer, or of each part of one; none where it is an array."""
+        raise NotImplementedError
 
     def is_item(self, inputs: Any, options: Any) -> bool:
         """Whether ``inputs`` is one item."""
@@ -269,3 +289,8 @@ def _check_batch_size(batch_size: int | str) -> int | None:
     if not isinstance(batch_size, int) or batch_size < 1:
         raise InputError(f'batch_size is {batch_size!r}, expected "auto" or at least 1')
     return batch_size
+
+
+def split_names(text: str) -> list[str]:
+    """What stands between commas."""
+    return [stripped for name in text.split(",") if (stripped := name.strip())]

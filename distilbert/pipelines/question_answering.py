@@ -128,6 +128,11 @@ class QuestionAnsweringPipeline(Pipeline):
             raise InputError("got both inputs and question= or context=, expected one or the other")
         return super().__call__(inputs, batch_size=batch_size, **options)
 
+    @classmethod
+    def columns(cls, options: Options) -> tuple[str, ...]:
+        """Those of what the answer lists."""
+        return ("score", "start", "end", "answer")
+
     def parse(self, item: Any, options: Options) -> Item:
         """The question and its context."""
         if isinstance(item, Item):

@@ -62,9 +62,14 @@ class TextClassificationPipeline(Pipeline):
     head = "sequence-classification"
     options_class = Options
 
+    @classmethod
+    def columns(cls, options: Options) -> tuple[str, ...]:
+        """Those of what the answer lists."""
+        return ("label", "score")
+
     def parse(self, item: Any, options: Options) -> str | tuple[str, str]:
         """The text, or the two."""
-        if isinstance(item, Mapping) and item.get("text_pair") is not None:
+        if isinstance(item, Mapping) and item.get("text_pair"):  # a table has it in all rows or in none
             return read_text(item), read_text(item, "text_pair")
         return read_text(item)
 

@@ -17,7 +17,7 @@ from tokenizers import Encoding
 
 from distilbert.core.errors import InputError
 from distilbert.pipelines.batching import Arrays
-from distilbert.pipelines.pipeline import Pipeline, Sample, read_text
+from distilbert.pipelines.pipeline import Pipeline, Sample, read_text, require_count
 from distilbert.pipelines.scores import softmax
 
 Entity = dict[str, Any]
@@ -69,6 +69,12 @@ class Options:
             raise InputError(
                 f"aggregation_strategy is {self.aggregation_strategy!r}, expected one of {', '.join(STRATEGIES)}"
             )
+        if isinstance(self.ignore_labels, str) or not isinstance(self.ignore_labels, Collection):
+            raise InputError(f"ignore_labels is {self.ignore_labels!r}, expected a list of labels")
+        if not isinstance(self.delimiter, str):
+            raise InputError(f"delimiter is {self.delimiter!r}, expected str")
+        if self.stride is not None:
+            require_count("stride", self.stride, 0)
         if self.stride is not None and self.aggregation_strategy == "none":
             raise InputError("stride needs an aggregation_strategy, such as simple: tokens would be there twice")
 
@@ -92,6 +98,13 @@ class TokenClassificationPipeline(Pipeline):
     task = head = "token-classification"
     options_class = Options
     cut_advice = "; stride reads them whole"
+
+    @classmethod
+    def columns(cls, options: Options) -> tuple[str, ...]:
+        """Those of what the answer lists."""
+        if options.aggregation_strategy == "none":
+            return ("entity", "score", "index", "word", "start", "end")
+        return ("entity_group", "score", "word", "start", "end")
 
     def is_item(self, inputs: Any, options: Options) -> bool:
         """A text, or one list of words."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from string import Formatter
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -20,7 +21,7 @@ from tokenizers import Encoding
 
 from distilbert.core.errors import InputError
 from distilbert.pipelines.batching import Arrays
-from distilbert.pipelines.pipeline import Pipeline, Sample, logger, read_text
+from distilbert.pipelines.pipeline import Pipeline, Sample, logger, read_text, split_names
 from distilbert.pipelines.scores import softmax
 
 
@@ -51,8 +52,9 @@ class Options:
         if self.candidate_labels is not None:
             read_labels(self.candidate_labels)
         try:
-            is_filled = self.hypothesis_template.format("label") != self.hypothesis_template
-        except (AttributeError, IndexError, KeyError, ValueError):
+            fields = {field for _, field, _, _ in Formatter().parse(self.hypothesis_template) if field is not None}
+            is_filled = fields in ({""}, {"0"})
+        except (TypeError, ValueError):
             is_filled = False
         if not is_filled:
             raise InputError(
@@ -88,6 +90,11 @@ class ZeroShotClassificationPipeline(Pipeline):
         labels = ", ".join(self.config.label2id)
         logger.warning("none of the model's labels %s begins with entail; the last is taken for it", labels)
         return -1
+
+    @classmethod
+    def columns(cls, options: Options) -> tuple[str, ...]:
+        """Those of a label, with the text."""
+        return ("sequence", "label", "score")
 
     def parse(self, item: Any, options: Options) -> Item:
         """The text and the labels."""
@@ -137,7 +144,7 @@ def read_labels(labels: Any) -> list[str]:
         InputError: there are none.
     """
     if isinstance(labels, str):
-        labels = [stripped for label in labels.split(",") if (stripped := label.strip())]
+        labels = split_names(labels)
     if not isinstance(labels, (list, tuple)) or not labels:
         raise InputError(f"candidate_labels is {labels!r:.40}, expected at least one str")
     return [read_text(label, "a label") for label in labels]
