@@ -231,6 +231,7 @@ def cut(name, size):
         change("complete", "yes"),
         change("shards", [{"sequences": 10**30, "tokens": 1}]),
         change("shards", [{"sequences": -1, "tokens": 1}]),
+        change("shards", [{"sequences": 0, "tokens": 0}]),
         change("shards", {"sequences": 1}),
         change("vocabulary_size", 98),
         change("vocabulary_size", 1 << 40),

@@ -8,7 +8,6 @@ in all of them; ``meta.json`` everything else. Only what ``meta.json`` names cou
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -341,10 +340,13 @@ def _shard_paths(folder: Path, number: int) -> tuple[Path, Path]:
 
 def _write_array(path: Path, parts: list[np.ndarray]) -> None:
     """The parts as one array."""
-    header = io.BytesIO()
-    shape = (sum(map(len, parts)),)
-    np.lib.format.write_array_header_1_0(header, {"descr": parts[0].dtype.str, "fortran_order": False, "shape": shape})
-    _write(path, [header.getvalue(), *(part.data for part in parts)])
+    _write(path, [_header(parts[0].dtype, sum(map(len, parts))), *(part.data for part in parts)])
+
+
+def _header(dtype: np.dtype, size: int) -> bytes:
+    """How ``numpy.save`` begins the file of a one-dimensional array (numpy.lib.format, version 1.0)."""
+    text = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': ({size},), }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
 
 
 def _write_state(out: Path, state: _State) -> None:
@@ -396,14 +398,15 @@ def _read_state(folder: Path) -> _State | None:
         _require(state.format == FORMAT, f"has the format {state.format!r}, expected {FORMAT}")
         configuration = state.configuration
         numbers = [configuration[name] for name in ("vocabulary_size", "max_length", "min_tokens", "shard_tokens")]
-        numbers += [number for shard in state.shards for number in (shard["sequences"], shard["tokens"])]
+        in_shards = [number for shard in state.shards for number in (shard["sequences"], shard["tokens"])]
         numbers += [state.file, state.text, state.texts, *state.dropped.values()]
         ids = [*configuration["special_ids"], *configuration["special_tokens"].values()]
         _require(
-            all(type(number) is int and number >= 0 for number in [*numbers, *ids]),
+            all(type(number) is int and number >= 0 for number in [*numbers, *in_shards, *ids]),
             "has a negative or fractional number",
         )
         _require(max(ids) < configuration["vocabulary_size"] <= 1 << 32, "has ids out of range")
+        _require(0 not in in_shards, "has an empty shard")
         _require(type(state.complete) is bool, "does not say whether it is complete")
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: is not a corpus's: {error}") from None
@@ -421,14 +424,15 @@ def _map(path: Path, dtype: np.dtype, size: int) -> np.ndarray:
     Raises:
         CheckpointError: the file is not there, or holds something else.
     """
+    header = _header(dtype, size)  # compared, not read: numpy would evaluate what others wrote
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (EOFError, OSError, OverflowError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read as an array: {error}") from None
-    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != (size,):
-        found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "an archive"
-        raise CheckpointError(f"{path}: holds {found}, expected {dtype} ({size},)")
-    return array.view(np.ndarray)  # whose slices cost less
+        with path.open("rb") as file:
+            found = file.read(len(header)), path.stat().st_size
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    if found != (header, len(header) + size * dtype.itemsize):
+        raise CheckpointError(f"{path}: is damaged, or of another corpus; expected {dtype} ({size},)")
+    return np.memmap(path, dtype, "r", len(header), (size,)).view(np.ndarray)  # whose slices cost less
 
 
 def _lengths(path: Path, offsets: np.ndarray, state: _State, tokens: int) -> np.ndarray:
