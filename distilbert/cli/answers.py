@@ -267,7 +267,7 @@ class Output:
                 raise InputError(f"{self.kind} needs an output file")
             return
         if not name or self.path.is_dir() or not self.path.parent.is_dir():
-            raise InputError(f"{name!r}: expected the name of a file in a folder that is there")
+            raise InputError(f"{name!r}: cannot write: expected the name of a file in a folder that is there")
         if suffix in COMPRESSED:
             raise InputError(f"{name}: answers are not compressed; leave {suffix} away")
         if self.path.exists() and os.path.exists(source) and self.path.samefile(source):  # noqa: PTH110
