@@ -10,7 +10,7 @@ import numpy as np
 
 from distilbert.conversion import keras_hub
 from distilbert.core.checkpoint import FORMATS, pair, read_checkpoint, read_format
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config, config_from_dict, read_config
 from distilbert.core.errors import CheckpointError, InputError
 from distilbert.core.formats import keras
 from distilbert.core.spec import DISTILBERT, Family, get_head, parameters
@@ -27,7 +27,7 @@ class Source:
     folder: Path
     path: Path  # of the weights, or of their index
     file_format: str
-    config: DistilBertConfig
+    config: Config
     tensors: dict[str, np.ndarray]  # as stored
     head: str
     family: Family
@@ -76,9 +76,9 @@ def open_source(
         raise CheckpointError(f"{path}: holds weights in several formats, name the one to take: {names}")
     form = FORMATS[present[0]]
     if path.is_file() and path.suffix == keras.SUFFIX:  # which brings its own
-        config = DistilBertConfig.from_dict(keras.read_config(path, family))
+        config = config_from_dict(keras.read_config(path))
     else:
-        config = DistilBertConfig.from_pretrained(folder)
+        config = read_config(folder)
     found = (form.read(path), path) if path.is_file() and form.suffix else read_format(folder, form)
     assert found is not None
     tensors, weights = found
@@ -96,13 +96,13 @@ def _open_preset(folder: Path, file_format: str | None, head: str | None, family
     return Source(folder, opened.path, keras_hub.NAME, opened.config, opened.tensors, head or opened.head, family)
 
 
-def head_of(path: str | Path, config: DistilBertConfig, family: Family = DISTILBERT) -> str:
+def head_of(path: str | Path, config: Config, family: Family = DISTILBERT) -> str:
     """The head of the weights that ``from_pretrained`` takes from a folder or from the Hub; see ``detect_head``."""
     tensors, weights = read_checkpoint(path)
     return detect_head(tensors, config, str(weights), family)
 
 
-def detect_head(tensors: Mapping[str, np.ndarray], config: DistilBertConfig, source: str, family: Family) -> str:
+def detect_head(tensors: Mapping[str, np.ndarray], config: Config, source: str, family: Family) -> str:
     """The head that weights are of: the one with the most parameters of which none is missing or misshapen.
 
     Raises:

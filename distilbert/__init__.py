@@ -11,8 +11,13 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "distilbert.core.config": ("DistilBertConfig",),
-    "distilbert.core.tokenizer": ("DistilBertTokenizer", "DistilBertTokenizerFast"),
+    "distilbert.core.config": ("BertConfig", "DistilBertConfig"),
+    "distilbert.core.tokenizer": (
+        "BertTokenizer",
+        "BertTokenizerFast",
+        "DistilBertTokenizer",
+        "DistilBertTokenizerFast",
+    ),
     "distilbert.pipelines": ("pipeline",),
     "distilbert.pt": (
         "DistilBertModel",

@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 
 from distilbert.core import inputs
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 from distilbert.core.outputs import ModelOutput
 from distilbert.core.spec import Parameter
 from distilbert.flax.attention import eager_attention, visible_tokens
@@ -54,7 +54,7 @@ def get_activation(activation: str | Callable[..., Any]) -> Callable[..., Any]:
 class Embeddings(FromSpec):
     """Word plus position embeddings, normalised."""
 
-    def __init__(self, listed: list[Parameter], config: DistilBertConfig, precision: Precision, rngs: nnx.Rngs) -> None:
+    def __init__(self, listed: list[Parameter], config: Config, precision: Precision, rngs: nnx.Rngs) -> None:
         super().__init__()
         self.add_parts(listed, config, precision, rngs)
         self.pad_token_id = config.pad_token_id
@@ -77,7 +77,7 @@ class Embeddings(FromSpec):
 class Layer(FromSpec):
     """Self-attention and a feed-forward network, each with a residual and a norm after it."""
 
-    def __init__(self, listed: list[Parameter], config: DistilBertConfig, precision: Precision, rngs: nnx.Rngs) -> None:
+    def __init__(self, listed: list[Parameter], config: Config, precision: Precision, rngs: nnx.Rngs) -> None:
         super().__init__()
         self.add_parts(listed, config, precision, rngs)
         self.head_size = config.hidden_size // config.num_attention_heads

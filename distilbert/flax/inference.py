@@ -11,7 +11,7 @@ import numpy as np
 
 from distilbert.core.batches import batch_rows
 from distilbert.core.checkpoint import require_head
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 from distilbert.core.errors import InputError
 from distilbert.core.inputs import as_array, check_range
 from distilbert.flax import heads
@@ -102,7 +102,7 @@ class InferenceModel:
         self, model: PreTrainedModel, params: Mapping[str, Any] | None = None, device: jax.Device | None = None
     ) -> None:
         self.head = model.head
-        self.config: DistilBertConfig = model.config
+        self.config: Config = model.config
         self.is_per_token = self.head not in ("sequence-classification", "multiple-choice")
         self.params = model.params if params is None else params
         self.device = device  # None: inputs follow the values, which may be on several

@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 from distilbert.core.errors import InputError
 
 Array = jax.Array
 IGNORED = -100
 
 
-def classification_loss(logits_BC: Array, labels: Array, config: DistilBertConfig) -> Array:
+def classification_loss(logits_BC: Array, labels: Array, config: Config) -> Array:
     """The loss of one label, or set of labels, a text.
 
     By ``config.problem_type``, or where that is None by what the labels look like: one class means regression

@@ -20,7 +20,7 @@ from jax.interpreters.partial_eval import DynamicJaxprTracer
 from jax.sharding import AxisType
 
 from distilbert.core import checkpoint, outputs
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 from distilbert.core.errors import InputError
 from distilbert.core.formats.flax_msgpack import unflatten
 from distilbert.core.inputs import as_array
@@ -58,7 +58,7 @@ class PreTrainedModel(FromSpec):
 
     def __init__(
         self,
-        config: DistilBertConfig,
+        config: Config,
         input_shape: tuple[int, ...] = (1, 1),
         seed: int = 0,
         dtype: Any = jnp.float32,
@@ -171,7 +171,7 @@ class PreTrainedModel(FromSpec):
         """The spec's rows for this model's config and head."""
         return parameters(self.config, self.head, self.family)
 
-    def part_list(self, config: DistilBertConfig) -> Iterator[tuple[FromSpec, tuple[Parameter, ...]]]:
+    def part_list(self, config: Config) -> Iterator[tuple[FromSpec, tuple[Parameter, ...]]]:
         """Each part's rows, as ``config`` has them, and the section it stands in."""
         listed = parameters(config, self.head, self.family)
         for _, group in groupby(listed, key=lambda parameter: (parameter.section, parameter.layer, parameter.path)):
@@ -300,7 +300,7 @@ class PreTrainedModel(FromSpec):
         cls,
         name_or_path: str | Path,
         *,
-        config: DistilBertConfig | None = None,
+        config: Config | None = None,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
         seed: int = 0,
@@ -385,7 +385,7 @@ class PreTrainedModel(FromSpec):
         if params is None:
             params = self.params
         flat = loading.check_params(self.parameter_list(), params)
-        config = DistilBertConfig.from_dict(
+        config = self.config.from_dict(
             self.config.to_dict(),
             architectures=[type(self).__name__.removeprefix("Flax")],
             dtype=np.asarray(next(iter(flat.values()))).dtype.name,

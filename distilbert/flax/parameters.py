@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 from distilbert.core.spec import FLAX, Kind, Parameter, constant, sinusoidal_positions, standard_deviation
 
 Array = jax.Array
@@ -53,9 +53,7 @@ class FromSpec(nnx.Module):
     def __init__(self) -> None:
         self.paths: tuple[tuple[str, str], ...] = ()  # by role; a tuple, because NNX compares what is static
 
-    def add_parts(
-        self, listed: Iterable[Parameter], config: DistilBertConfig, precision: Precision, rngs: nnx.Rngs
-    ) -> None:
+    def add_parts(self, listed: Iterable[Parameter], config: Config, precision: Precision, rngs: nnx.Rngs) -> None:
         """Make the modules of the rows ``listed``, with initial values."""
         for path, group in groupby(listed, key=lambda parameter: parameter.path):
             rows = tuple(group)
@@ -98,9 +96,7 @@ class TiedLinear(nnx.Module):
         return inputs.astype(self.dtype) @ table.astype(self.dtype).T + self.bias[...].astype(self.dtype)
 
 
-def make_part(
-    rows: tuple[Parameter, ...], config: DistilBertConfig, precision: Precision, rngs: nnx.Rngs
-) -> nnx.Module:
+def make_part(rows: tuple[Parameter, ...], config: Config, precision: Precision, rngs: nnx.Rngs) -> nnx.Module:
     """NNX's own module for one row's parameters, with its initial values."""
     first = rows[0]
     initial = initializer(first, config)
@@ -126,7 +122,7 @@ def make_part(
     return nnx.eval_shape(lambda: make(nnx.Rngs(0))) if _skip_initial_values.get() else make(rngs)
 
 
-def initializer(parameter: Parameter, config: DistilBertConfig) -> Callable[[Array, tuple[int, ...], Any], Array]:
+def initializer(parameter: Parameter, config: Config) -> Callable[[Array, tuple[int, ...], Any], Array]:
     """What gives a new ``parameter`` the values of the spec, in Flax's orientation."""
 
     def values(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:

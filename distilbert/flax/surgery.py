@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from distilbert.core import surgery
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 from distilbert.core.spec import FLAX, Parameter
 from distilbert.flax.parameters import attach, make_part, variable
 
@@ -83,7 +83,7 @@ def _resize(model: PreTrainedModel, axis: str, size: int) -> None:
 def _rebuild(
     model: PreTrainedModel,
     axis: str,
-    changed: DistilBertConfig,
+    changed: Config,
     keep: Callable[[Parameter, np.ndarray, np.ndarray], np.ndarray],
 ) -> None:
     """Make the parts that have ``axis`` anew; ``keep`` makes their values from the old and the initial ones."""

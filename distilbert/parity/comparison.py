@@ -14,7 +14,7 @@ import numpy as np
 
 from distilbert.core.backends import choose_backend
 from distilbert.core.checkpoint import load, require_head
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 from distilbert.core.errors import InputError
 from distilbert.core.formats import DTYPES as STORED
 from distilbert.core.spec import DISTILBERT
@@ -81,7 +81,7 @@ class Difference:
 class Comparison:
     """What ``compare`` found, in the order of the computation."""
 
-    config: DistilBertConfig
+    config: Config
     head: str
     dtype: str
     device: str

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 from distilbert.core.tokenizer import DistilBertTokenizer
 
 Batch = dict[str, np.ndarray]
@@ -16,7 +16,7 @@ CHOICES = 3
 TEXTS = 8  # of a user's, in a batch
 
 
-def batches(config: DistilBertConfig, head: str, seed: int = 0) -> dict[str, Batch]:
+def batches(config: Config, head: str, seed: int = 0) -> dict[str, Batch]:
     """Random batches by what is special about them; all have labels but those of the bare encoder."""
     generator = np.random.default_rng(seed)
     length = min(LENGTH, config.max_position_embeddings)
@@ -38,12 +38,12 @@ def batches(config: DistilBertConfig, head: str, seed: int = 0) -> dict[str, Bat
     }
 
 
-def for_dtype(config: DistilBertConfig, head: str, dtype: str) -> dict[str, Batch]:
+def for_dtype(config: Config, head: str, dtype: str) -> dict[str, Batch]:
     """The random batches that a type is judged by."""
     return (batches if dtype == "float32" else many_rows)(config, head)
 
 
-def many_rows(config: DistilBertConfig, head: str, seed: int = 0) -> dict[str, Batch]:
+def many_rows(config: Config, head: str, seed: int = 0) -> dict[str, Batch]:
     """Batches with enough numbers for typical errors to be typical, as lower precision needs; one has padded rows."""
     generator = np.random.default_rng(seed)
     length = min(LENGTH, config.max_position_embeddings)
@@ -52,7 +52,7 @@ def many_rows(config: DistilBertConfig, head: str, seed: int = 0) -> dict[str, B
     return made
 
 
-def batch(config: DistilBertConfig, head: str, rows: int, length: int, generator: np.random.Generator) -> Batch:
+def batch(config: Config, head: str, rows: int, length: int, generator: np.random.Generator) -> Batch:
     """Random ids, a mask with padding on the right, on the left and with a hole, and labels."""
     shape = (rows, CHOICES, length) if head == "multiple-choice" else (rows, length)
     mask = np.ones(shape, np.int64)
@@ -65,7 +65,7 @@ def batch(config: DistilBertConfig, head: str, rows: int, length: int, generator
 
 
 def from_texts(
-    every: list[str], tokenizer: DistilBertTokenizer, config: DistilBertConfig, head: str, seed: int = 0
+    every: list[str], tokenizer: DistilBertTokenizer, config: Config, head: str, seed: int = 0
 ) -> dict[str, Batch]:
     """Batches of a few texts each, with random labels. For multiple choice they are one text's choices."""
     generator = np.random.default_rng(seed)
@@ -82,7 +82,7 @@ def from_texts(
     return made
 
 
-def labels(config: DistilBertConfig, head: str, mask: np.ndarray, generator: np.random.Generator) -> Batch:
+def labels(config: Config, head: str, mask: np.ndarray, generator: np.random.Generator) -> Batch:
     """Random labels for a batch with that mask; tokens that do not count have -100."""
     rows, length = mask.shape[0], mask.shape[-1]
     if head == "base":

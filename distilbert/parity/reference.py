@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 from distilbert.core.errors import InputError
 from distilbert.core.spec import DISTILBERT, Family, Kind, parameters, sinusoidal_positions
 
@@ -215,7 +215,7 @@ def binary_cross_entropy(logits: Value, labels: Array) -> Value:
     return Value(np.asarray(loss.mean()), (logits, lambda gradient: gradient * slope))
 
 
-def classification_loss(logits: Value, labels: Array, config: DistilBertConfig) -> Value:
+def classification_loss(logits: Value, labels: Array, config: Config) -> Value:
     """By ``config.problem_type``, or where that is None by the number of labels and their type."""
     several = "multi_label_classification" if labels.dtype.kind == "f" else "single_label_classification"
     problem = config.problem_type or ("regression" if config.num_labels == 1 else several)
@@ -245,9 +245,7 @@ class Reference:
         family: what the parameters belong to.
     """
 
-    def __init__(
-        self, config: DistilBertConfig, head: str, tensors: Mapping[str, Array], family: Family = DISTILBERT
-    ) -> None:
+    def __init__(self, config: Config, head: str, tensors: Mapping[str, Array], family: Family = DISTILBERT) -> None:
         self.config, self.head = config, head
         self.trained: dict[str, Value] = {}  # by canonical name
         self.parts: dict[tuple[int | None, str], tuple[Value, ...]] = {}  # by layer and role: weight, then bias

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 
 Arrays = dict[str, np.ndarray]
 
@@ -16,7 +16,7 @@ class Model(Protocol):
     """What a backend contributes: arrays in, arrays out."""
 
     @property
-    def config(self) -> DistilBertConfig:
+    def config(self) -> Config:
         """The loaded model's config."""
 
     def batch_rows(self, length: int) -> int:

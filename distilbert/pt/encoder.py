@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from distilbert.core import inputs
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 from distilbert.core.outputs import ModelOutput
 from distilbert.core.spec import Parameter
 from distilbert.pt.attention import eager_attention, sdpa_attention, visible_tokens
@@ -44,7 +44,7 @@ def get_activation(activation: str | Callable[..., Any]) -> Callable[..., Any]:
 class Embeddings(FromSpec):
     """Word plus position embeddings, normalised."""
 
-    def __init__(self, listed: list[Parameter], config: DistilBertConfig) -> None:
+    def __init__(self, listed: list[Parameter], config: Config) -> None:
         super().__init__()
         self.add_parts(listed, config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -60,7 +60,7 @@ class Embeddings(FromSpec):
 class Layer(FromSpec):
     """Self-attention and a feed-forward network, each with a residual and a norm after it."""
 
-    def __init__(self, listed: list[Parameter], config: DistilBertConfig) -> None:
+    def __init__(self, listed: list[Parameter], config: Config) -> None:
         super().__init__()
         self.add_parts(listed, config)
         self.head_size = config.hidden_size // config.num_attention_heads
@@ -114,7 +114,7 @@ class DistilBertModel(PreTrainedModel):
 
     head = "base"
 
-    def __init__(self, config: DistilBertConfig, *, attn_implementation: str = "sdpa") -> None:
+    def __init__(self, config: Config, *, attn_implementation: str = "sdpa") -> None:
         super().__init__(config, attn_implementation=attn_implementation)
         self.warned_of_token_types = False
         listed = self.parameter_list()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 from distilbert.core.errors import InputError
 from distilbert.core.outputs import ModelOutput
 from distilbert.pt.encoder import DistilBertModel, get_activation
@@ -25,7 +25,7 @@ class HeadModel(PreTrainedModel):
     a head adds is documented.
     """
 
-    def __init__(self, config: DistilBertConfig, *, attn_implementation: str = "sdpa") -> None:
+    def __init__(self, config: Config, *, attn_implementation: str = "sdpa") -> None:
         super().__init__(config, attn_implementation=attn_implementation)
         self.add_module(self.family.prefix, DistilBertModel(config, attn_implementation=attn_implementation))
         self.add_parts([parameter for parameter in self.parameter_list() if parameter.section == "head"], config)
@@ -42,7 +42,7 @@ class DistilBertForMaskedLM(HeadModel):
 
     head = "masked-lm"
 
-    def __init__(self, config: DistilBertConfig, *, attn_implementation: str = "sdpa") -> None:
+    def __init__(self, config: Config, *, attn_implementation: str = "sdpa") -> None:
         super().__init__(config, attn_implementation=attn_implementation)
         self.activation = get_activation(config.hidden_act)
 
@@ -77,7 +77,7 @@ class DistilBertForSequenceClassification(HeadModel):
 
     head = "sequence-classification"
 
-    def __init__(self, config: DistilBertConfig, *, attn_implementation: str = "sdpa") -> None:
+    def __init__(self, config: Config, *, attn_implementation: str = "sdpa") -> None:
         super().__init__(config, attn_implementation=attn_implementation)
         self.dropout = nn.Dropout(config.seq_classif_dropout)
 
@@ -109,7 +109,7 @@ class DistilBertForMultipleChoice(HeadModel):
 
     head = "multiple-choice"
 
-    def __init__(self, config: DistilBertConfig, *, attn_implementation: str = "sdpa") -> None:
+    def __init__(self, config: Config, *, attn_implementation: str = "sdpa") -> None:
         super().__init__(config, attn_implementation=attn_implementation)
         self.dropout = nn.Dropout(config.seq_classif_dropout)
 
@@ -146,7 +146,7 @@ class DistilBertForTokenClassification(HeadModel):
 
     head = "token-classification"
 
-    def __init__(self, config: DistilBertConfig, *, attn_implementation: str = "sdpa") -> None:
+    def __init__(self, config: Config, *, attn_implementation: str = "sdpa") -> None:
         super().__init__(config, attn_implementation=attn_implementation)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -176,7 +176,7 @@ class DistilBertForQuestionAnswering(HeadModel):
 
     head = "question-answering"
 
-    def __init__(self, config: DistilBertConfig, *, attn_implementation: str = "sdpa") -> None:
+    def __init__(self, config: Config, *, attn_implementation: str = "sdpa") -> None:
         super().__init__(config, attn_implementation=attn_implementation)
         self.dropout = nn.Dropout(config.qa_dropout)
 

@@ -10,7 +10,7 @@ import torch
 
 from distilbert.core.batches import batch_rows
 from distilbert.core.checkpoint import require_head
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 from distilbert.core.errors import InputError
 from distilbert.core.inputs import check_range
 from distilbert.core.outputs import ModelOutput
@@ -68,7 +68,7 @@ class InferenceModel:
         return cls(model)
 
     @property
-    def config(self) -> DistilBertConfig:
+    def config(self) -> Config:
         """The loaded model's config."""
         return self.model.config
 

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from distilbert.core import checkpoint
 from distilbert.core.checkpoint import LoadReport
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 from distilbert.core.errors import InputError
 from distilbert.core.outputs import ModelOutput
 from distilbert.core.spec import DISTILBERT, Family, Parameter, parameters
@@ -30,7 +30,7 @@ class PreTrainedModel(FromSpec):
     main_input_name: ClassVar[str] = "input_ids"
     supports_gradient_checkpointing: ClassVar[bool] = True
 
-    def __init__(self, config: DistilBertConfig, *, attn_implementation: str = "sdpa") -> None:
+    def __init__(self, config: Config, *, attn_implementation: str = "sdpa") -> None:
         super().__init__()
         config.validate()
         if attn_implementation not in IMPLEMENTATIONS:
@@ -67,7 +67,7 @@ class PreTrainedModel(FromSpec):
         cls,
         name_or_path: str | Path,
         *,
-        config: DistilBertConfig | None = None,
+        config: Config | None = None,
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
         device_map: str | torch.device | Mapping[str, Any] | None = None,
@@ -143,7 +143,7 @@ class PreTrainedModel(FromSpec):
         Raises:
             CheckpointError: the folder cannot be written or the disk is full; what was there is unchanged.
         """
-        config = DistilBertConfig.from_dict(
+        config = self.config.from_dict(
             self.config.to_dict(), architectures=[type(self).__name__], dtype=str(self.dtype)
         )
         tensors = loading.to_arrays(self, state_dict)

@@ -18,7 +18,7 @@ import keras
 from keras import ops
 
 from distilbert.core import inputs
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 from distilbert.core.outputs import ModelOutput
 from distilbert.core.spec import Parameter
 from distilbert.tf.attention import eager_attention, visible_tokens
@@ -48,7 +48,7 @@ def get_activation(activation: str | Callable[..., Any]) -> Callable[..., Any]:
 class Embeddings(FromSpec):
     """Word plus position embeddings, normalised."""
 
-    def __init__(self, listed: list[Parameter], config: DistilBertConfig, **options: Any) -> None:
+    def __init__(self, listed: list[Parameter], config: Config, **options: Any) -> None:
         super().__init__(**options)
         self.add_parts(listed, config)
         self.pad_token_id = config.pad_token_id
@@ -74,7 +74,7 @@ class Embeddings(FromSpec):
 class Layer(FromSpec):
     """Self-attention and a feed-forward network, each with a residual and a norm after it."""
 
-    def __init__(self, listed: list[Parameter], config: DistilBertConfig, **options: Any) -> None:
+    def __init__(self, listed: list[Parameter], config: Config, **options: Any) -> None:
         super().__init__(**options)
         self.add_parts(listed, config)
         self.head_size = config.hidden_size // config.num_attention_heads
@@ -125,7 +125,7 @@ class TFDistilBertModel(PreTrainedModel):
 
     head = "base"
 
-    def __init__(self, config: DistilBertConfig, **options: Any) -> None:
+    def __init__(self, config: Config, **options: Any) -> None:
         super().__init__(config, **options)
         self.warned_of_token_types = False
         listed = self.parameter_list()

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import keras
 from keras import ops
 
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 from distilbert.core.errors import InputError
 from distilbert.core.outputs import ModelOutput
 from distilbert.tf.encoder import TFDistilBertModel, check_values, get_activation
@@ -32,7 +32,7 @@ class HeadModel(PreTrainedModel):
     label_names: ClassVar[tuple[str, ...]] = ("labels",)
     prediction_names: ClassVar[tuple[str, ...]] = ("logits",)
 
-    def __init__(self, config: DistilBertConfig, **options: Any) -> None:
+    def __init__(self, config: Config, **options: Any) -> None:
         super().__init__(config, **options)
         with keras.name_scope(self.name):
             encoder = TFDistilBertModel(config, name=self.family.prefix, dtype=self.dtype_policy)
@@ -106,7 +106,7 @@ class TFDistilBertForMaskedLM(HeadModel):
 
     head = "masked-lm"
 
-    def __init__(self, config: DistilBertConfig, **options: Any) -> None:
+    def __init__(self, config: Config, **options: Any) -> None:
         super().__init__(config, **options)
         self.activation = get_activation(config.hidden_act)
 
@@ -153,7 +153,7 @@ class TFDistilBertForSequenceClassification(HeadModel):
 
     head = "sequence-classification"
 
-    def __init__(self, config: DistilBertConfig, **options: Any) -> None:
+    def __init__(self, config: Config, **options: Any) -> None:
         super().__init__(config, **options)
         self.dropout = keras.layers.Dropout(config.seq_classif_dropout, name="dropout", dtype=self.dtype_policy)
 
@@ -199,7 +199,7 @@ class TFDistilBertForMultipleChoice(HeadModel):
     head = "multiple-choice"
     input_rank = 3
 
-    def __init__(self, config: DistilBertConfig, **options: Any) -> None:
+    def __init__(self, config: Config, **options: Any) -> None:
         super().__init__(config, **options)
         self.dropout = keras.layers.Dropout(config.seq_classif_dropout, name="dropout", dtype=self.dtype_policy)
 
@@ -250,7 +250,7 @@ class TFDistilBertForTokenClassification(HeadModel):
 
     head = "token-classification"
 
-    def __init__(self, config: DistilBertConfig, **options: Any) -> None:
+    def __init__(self, config: Config, **options: Any) -> None:
         super().__init__(config, **options)
         self.dropout = keras.layers.Dropout(config.hidden_dropout_prob, name="dropout", dtype=self.dtype_policy)
 
@@ -291,7 +291,7 @@ class TFDistilBertForQuestionAnswering(HeadModel):
     label_names = ("start_positions", "end_positions")
     prediction_names = ("start_logits", "end_logits")
 
-    def __init__(self, config: DistilBertConfig, **options: Any) -> None:
+    def __init__(self, config: Config, **options: Any) -> None:
         super().__init__(config, **options)
         self.dropout = keras.layers.Dropout(config.qa_dropout, name="dropout", dtype=self.dtype_policy)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from distilbert.core.batches import batch_rows
 from distilbert.core.checkpoint import require_head
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 from distilbert.core.errors import InputError
 from distilbert.core.inputs import check_range
 from distilbert.tf import heads
@@ -70,7 +70,7 @@ class InferenceModel:
         return cls(model, device)
 
     @property
-    def config(self) -> DistilBertConfig:
+    def config(self) -> Config:
         """The loaded model's config."""
         return self.model.config
 

@@ -10,14 +10,14 @@ from typing import Any
 
 from keras import ops
 
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 
 Tensor = Any
 IGNORED = -100
 
 
 def classification_loss(
-    logits_BC: Tensor, labels: Tensor, config: DistilBertConfig, sample_weight: Tensor | None = None
+    logits_BC: Tensor, labels: Tensor, config: Config, sample_weight: Tensor | None = None
 ) -> Tensor:
     """The loss of one label, or set of labels, a text.
 

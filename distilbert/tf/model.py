@@ -16,7 +16,7 @@ import optree
 
 from distilbert.core import checkpoint, outputs
 from distilbert.core.checkpoint import LoadReport
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 from distilbert.core.errors import InputError
 from distilbert.core.inputs import as_array
 from distilbert.core.outputs import ModelOutput
@@ -37,7 +37,7 @@ class PreTrainedModel(FromSpec, keras.Model):
     head: ClassVar[str]
     input_rank: ClassVar[int] = 2  # of input_ids
 
-    def __init__(self, config: DistilBertConfig, **options: Any) -> None:
+    def __init__(self, config: Config, **options: Any) -> None:
         config.validate()
         super().__init__(**options)
         self.config = config
@@ -108,7 +108,7 @@ class PreTrainedModel(FromSpec, keras.Model):
         """The spec's rows for this model's config and head."""
         return parameters(self.config, self.head, self.family)
 
-    def part_list(self, config: DistilBertConfig | None = None) -> Iterator[tuple[FromSpec, tuple[Parameter, ...]]]:
+    def part_list(self, config: Config | None = None) -> Iterator[tuple[FromSpec, tuple[Parameter, ...]]]:
         """Each part's rows (as ``config`` has them, by default the model's own) and the section it stands in."""
         listed = parameters(config or self.config, self.head, self.family)
         for _, group in groupby(listed, key=lambda parameter: (parameter.section, parameter.layer, parameter.path)):
@@ -143,7 +143,7 @@ class PreTrainedModel(FromSpec, keras.Model):
         cls,
         name_or_path: str | Path,
         *,
-        config: DistilBertConfig | None = None,
+        config: Config | None = None,
         dtype: str | keras.DTypePolicy | None = None,
         ignore_mismatched_sizes: bool = False,
         output_loading_info: bool = False,
@@ -209,7 +209,7 @@ class PreTrainedModel(FromSpec, keras.Model):
             CheckpointError: the folder cannot be written or the disk is full; what was there is unchanged.
             InputError: an unknown format or size.
         """
-        config = DistilBertConfig.from_dict(
+        config = self.config.from_dict(
             self.config.to_dict(), architectures=[type(self).__name__.removeprefix("TF")], dtype=self.variable_dtype
         )
         return checkpoint.write_checkpoint(
@@ -236,7 +236,7 @@ class PreTrainedModel(FromSpec, keras.Model):
         """The reverse of ``get_config``."""
         values = dict(config)
         values["dtype"] = keras.dtype_policies.deserialize(values["dtype"])
-        return cls(DistilBertConfig.from_dict(values.pop("config")), **values)
+        return cls(cls.family.config.from_dict(values.pop("config")), **values)
 
     def export(self, filepath: str | Path, format: str = "tf_saved_model", **options: Any) -> None:
         """As ``keras.Model.export``; the default signature takes ``input_ids`` and ``attention_mask``, int32 (B, L)."""
