@@ -1,4 +1,4 @@
-"""DistilBERT in PyTorch, TensorFlow/Keras and Flax: any checkpoint, any framework, the same numbers.
+"""BERT and DistilBERT in PyTorch, TensorFlow/Keras and Flax: any checkpoint, any framework, the same numbers.
 
 Names are imported when they are first used, so that ``import distilbert`` needs no framework and no time.
 """
@@ -20,6 +20,14 @@ _PUBLIC = {
     ),
     "distilbert.pipelines": ("pipeline",),
     "distilbert.pt": (
+        "BertModel",
+        "BertForPreTraining",
+        "BertForMaskedLM",
+        "BertForNextSentencePrediction",
+        "BertForSequenceClassification",
+        "BertForMultipleChoice",
+        "BertForTokenClassification",
+        "BertForQuestionAnswering",
         "DistilBertModel",
         "DistilBertForMaskedLM",
         "DistilBertForSequenceClassification",

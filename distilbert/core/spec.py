@@ -92,6 +92,27 @@ class Family:
     pooler: tuple[Row, ...] = ()
     keras_hub: dict[str, str] = field(default_factory=dict)  # by role, where KerasHub keeps a module in its section
 
+    def encoder(self, is_pooled: bool) -> str:
+        """The head that is the bare encoder, with or without a pooler."""
+        return next(name for name, head in self.heads.items() if head.is_encoder and head.is_pooled == is_pooled)
+
+    def pooled(self, head: str, add_pooling_layer: bool | None) -> str:
+        """``head``, or the bare encoder with or without its pooler where that was asked for.
+
+        Raises:
+            InputError: it was asked for of another model.
+        """
+        if add_pooling_layer is None:
+            return head
+        if not (self.pooler and self.heads[head].is_encoder):
+            raise InputError(f"add_pooling_layer: no argument of {self.class_name(head)}, only of the bare BERT")
+        return self.encoder(add_pooling_layer)
+
+    @property
+    def has_segments(self) -> bool:
+        """Whether ``token_type_ids`` say anything to its models."""
+        return any(row.role == "types" for row in self.embeddings)
+
     def class_name(self, head: str) -> str:
         """What the PyTorch class is called, in ``architectures`` too; the others' names have a prefix."""
         return self.stem + self.heads[head].suffix

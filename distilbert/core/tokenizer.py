@@ -10,7 +10,7 @@ import threading
 from collections import UserDict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from tokenizers import (
@@ -196,7 +196,7 @@ class DistilBertTokenizer:
         InputError: a special token is not in the vocabulary, or an added one does not follow it.
     """
 
-    model_input_names = ("input_ids", "attention_mask")
+    model_input_names: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask")
     is_fast = True
 
     def __init__(

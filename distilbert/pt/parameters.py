@@ -31,7 +31,12 @@ class FromSpec(nn.Module):
         for path, group in groupby(listed, key=lambda parameter: parameter.path):
             rows = tuple(group)
             self.paths[rows[0].role] = path
-            attach(self, path, make_part(rows, config))
+            part = make_part(rows, config)
+            attach(self, path, part)
+            for row in rows:
+                if row.file_path is not None:
+                    leaf = row.name.rpartition(".")[2]
+                    self.get_submodule(row.file_path).register_parameter(leaf, part.get_parameter(leaf))
 
     def part(self, role: str) -> nn.Module:
         """The module that plays ``role``, for example ``"query"``."""
