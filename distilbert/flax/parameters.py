@@ -58,7 +58,7 @@ class FromSpec(nnx.Module):
         for path, group in groupby(listed, key=lambda parameter: parameter.path):
             rows = tuple(group)
             self.paths += ((rows[0].role, path),)
-            attach(self, path, make_part(rows, config, precision, rngs))
+            attach_part(self, rows, make_part(rows, config, precision, rngs))
 
     def part(self, role: str) -> Any:
         """The module that plays ``role``, for example ``"query"``."""
@@ -73,7 +73,7 @@ def find(root: nnx.Module, path: str) -> Any:
     return node
 
 
-def attach(root: nnx.Module, path: str, module: nnx.Module) -> None:
+def attach(root: nnx.Module, path: str, module: nnx.Module | nnx.Variable) -> None:
     """Hang ``module`` at a dotted path below ``root``; what is missing on the way is made."""
     node: Any = root
     *way, last = path.split(".")
@@ -82,6 +82,14 @@ def attach(root: nnx.Module, path: str, module: nnx.Module) -> None:
             setattr(node, name, nnx.Dict())
         node = getattr(node, name)
     setattr(node, last, module)
+
+
+def attach_part(root: nnx.Module, rows: tuple[Parameter, ...], part: nnx.Module) -> None:
+    """Hang the part of some rows below ``root``, and what files keep elsewhere there as well: the same variable."""
+    attach(root, rows[0].path, part)
+    for row in rows:
+        if row.file_path is not None:
+            attach(root, f"{row.file_path}.{FLAX.leaves[row.kind]}", variable(part, row))
 
 
 class TiedLinear(nnx.Module):

@@ -12,7 +12,7 @@ from flax import nnx
 from distilbert.core import surgery
 from distilbert.core.config import Config
 from distilbert.core.spec import FLAX, Parameter
-from distilbert.flax.parameters import attach, make_part, variable
+from distilbert.flax.parameters import attach_part, make_part, variable
 
 if TYPE_CHECKING:
     from distilbert.flax.model import PreTrainedModel
@@ -97,4 +97,4 @@ def _rebuild(
             if row.tied_to is None:
                 values = keep(row, np.asarray(variable(old, row)[...]), np.asarray(variable(new, row)[...]))
                 variable(new, row).set_value(jnp.asarray(values))
-        attach(section, rows[0].path, new)
+        attach_part(section, rows, new)
