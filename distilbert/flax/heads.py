@@ -34,7 +34,7 @@ class HeadModel(PreTrainedModel):
     encoder_class: ClassVar[type[Encoder]]
 
     label_names: ClassVar[tuple[str, ...]] = ("labels",)
-    dropout_rate: ClassVar[str] = "hidden_dropout_prob"  # the config's field for what goes into the last layer
+    dropout_rate: ClassVar[str | None] = None  # the config's field for what goes into the last layer
 
     def add_modules(self) -> None:
         """The encoder and the head's parts."""
@@ -44,7 +44,7 @@ class HeadModel(PreTrainedModel):
         setattr(self, self.family.prefix, encoder)
         rows = [parameter for parameter in self.parameter_list() if parameter.section == "head"]
         self.add_parts(rows, self.config, self.precision, self.rngs)
-        self.dropout = nnx.Dropout(getattr(self.config, self.dropout_rate))
+        self.dropout = nnx.Dropout(getattr(self.config, self.dropout_rate) if self.dropout_rate else 0.0)
 
     def drop(self, vectors: Array, rngs: nnx.Rngs | None) -> Array:
         """Dropout, where it is at work."""

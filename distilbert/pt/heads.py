@@ -38,7 +38,7 @@ class HeadModel(PreTrainedModel):
 
     encoder_class: ClassVar[type[Encoder]]
     compute: Callable[..., Output]  # what the head does, from the encoder's inputs by name, and its labels
-    dropout_rate: ClassVar[str] = "hidden_dropout_prob"  # the config's field for what goes into the last layer
+    dropout_rate: ClassVar[str | None] = None  # the config's field for what goes into the last layer
 
     def __init__(self, config: Config, *, attn_implementation: str = "sdpa") -> None:
         super().__init__(config, attn_implementation=attn_implementation)
@@ -46,7 +46,7 @@ class HeadModel(PreTrainedModel):
         encoder = self.encoder_class(config, attn_implementation=attn_implementation, **options)
         self.add_module(self.family.prefix, encoder)
         self.add_parts([parameter for parameter in self.parameter_list() if parameter.section == "head"], config)
-        self.dropout = nn.Dropout(getattr(config, self.dropout_rate))
+        self.dropout = nn.Dropout(getattr(config, self.dropout_rate) if self.dropout_rate else 0.0)
         self.tie_weights()
 
     def text_vector(self, encoded: ModelOutput) -> Tensor:

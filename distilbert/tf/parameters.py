@@ -102,7 +102,7 @@ def make_part(
 ) -> keras.layers.Layer:
     """Keras's own layer for one row's parameters, with its initial values."""
     first = rows[0]
-    options = {"name": first.path.rpartition(".")[2], "dtype": dtype}
+    options = {"name": first.layer_name, "dtype": dtype}
     initial = {row.kind: initializer(row, config) for row in rows}
     if first.tied_to is not None:
         assert tied_table is not None

@@ -55,7 +55,9 @@ def _container(row: Parameter, family: Family) -> str:
     """What holds the layers of a section: the attributes by which Keras comes to them in ``distilbert.tf``."""
     if row.section == "head":
         return "layers"
-    prefix = f"{family.prefix}/" if row.section_path.startswith(f"{family.prefix}.") else ""
+    prefix = f"{family.prefix}/" if row.section_path.split(".")[0] == family.prefix else ""
+    if row.section == "pooler":
+        return f"{prefix}layers"
     inner = family.embeddings_path if row.layer is None else f"layers/{numbered('layer', row.layer)}"
     return f"{prefix}{inner}/parts"
 
