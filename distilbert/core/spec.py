@@ -8,9 +8,10 @@ from its row here, and nowhere else. A head is rows; a family of models is a tab
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import Any
 
 import numpy as np
 
@@ -238,6 +239,27 @@ FAMILIES = (DISTILBERT, BERT)
 def family_of(config: Config) -> Family:
     """The family that a config belongs to."""
     return next(family for family in FAMILIES if isinstance(config, family.config))
+
+
+def choose_class(models: Mapping[tuple[str, str], Any], head: str, config: Config) -> tuple[Any, dict[str, Any]]:
+    """Which of a backend's classes computes ``head`` for the family of ``config``.
+
+    Args:
+        models: by the stem of the family and the head that a class has unless it is made with options.
+        head: what to compute.
+        config: the model's.
+
+    Returns:
+        The class, and the options to make it with.
+
+    Raises:
+        InputError: the family has no such head.
+    """
+    family = family_of(config)
+    found = get_head(family, head)
+    if found.is_encoder and family.pooler:
+        return models[family.stem, family.encoder(is_pooled=True)], {"add_pooling_layer": found.is_pooled}
+    return models[family.stem, head], {}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from distilbert.core.config import Config
+from distilbert.core.spec import family_of, get_head
 from distilbert.core.tokenizer import DistilBertTokenizer
 
 Batch = dict[str, np.ndarray]
@@ -25,7 +26,8 @@ def batches(config: Config, head: str, seed: int = 0) -> dict[str, Batch]:
     padded = ragged["attention_mask"].copy()
     padded[-1] = 0
     vectors = generator.normal(0, config.initializer_range, (*shape, config.hidden_size)).astype(np.float32)
-    head_mask = generator.choice([0.0, 0.5, 1.0], (config.n_layers, config.n_heads)).astype(np.float32)
+    heads = (config.num_hidden_layers, config.num_attention_heads)
+    head_mask = generator.choice([0.0, 0.5, 1.0], heads).astype(np.float32)
     head_mask[:, 0] = 1  # something is left to see of each layer
     positions = generator.integers(0, config.max_position_embeddings, shape)
     return {
@@ -61,7 +63,10 @@ def batch(config: Config, head: str, rows: int, length: int, generator: np.rando
     texts[2::3, : length // 4] = 0
     texts[2::3, length // 2 : length // 2 + length // 6] = 0
     ids = generator.integers(0, config.vocab_size, shape)
-    return {"input_ids": ids, "attention_mask": mask} | labels(config, head, mask, generator)
+    made = {"input_ids": ids, "attention_mask": mask} | labels(config, head, mask, generator)
+    if family_of(config).has_segments:
+        made["token_type_ids"] = generator.integers(0, config.type_vocab_size, shape)
+    return made
 
 
 def from_texts(
@@ -85,11 +90,16 @@ def from_texts(
 def labels(config: Config, head: str, mask: np.ndarray, generator: np.random.Generator) -> Batch:
     """Random labels for a batch with that mask; tokens that do not count have -100."""
     rows, length = mask.shape[0], mask.shape[-1]
-    if head == "base":
+    if get_head(family_of(config), head).is_encoder:
         return {}
     if head == "question-answering":
         spans = np.sort(generator.integers(0, length, (2, rows)), 0)
         return {"start_positions": spans[0], "end_positions": spans[1]}
+    if head == "next-sentence":
+        return {"labels": np.asarray(generator.integers(0, 2, rows))}
+    if head == "pretraining":
+        follows = labels(config, "next-sentence", mask, generator)["labels"]
+        return labels(config, "masked-lm", mask, generator) | {"next_sentence_label": follows}
     if head == "multiple-choice":
         return {"labels": np.asarray(generator.integers(0, mask.shape[1], rows))}
     if head == "sequence-classification":

@@ -105,7 +105,8 @@ def pipeline(
 def _package_of(model: Any, head: str) -> str:
     """The backend that a loaded model belongs to."""
     modules = [cls.__module__ for cls in type(model).__mro__]
-    if getattr(model, "head", None) == head:
+    is_encoder = hasattr(model, "family") and model.family.heads[model.head].is_encoder
+    if getattr(model, "head", None) == head or (head == "base" and is_encoder):
         for _, package in BACKENDS.values():
             if any(module.startswith(f"{package}.") for module in modules):
                 return package
