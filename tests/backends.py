@@ -37,6 +37,7 @@ BERT_CASES = {
     "bert-qa": "BertForQuestionAnswering",
 }
 EVERY_CASE = CASES | BERT_CASES
+WHOLE = "bert-pretraining"  # has a row of every kind: segments, a pooler, an output projection with its bias elsewhere
 INPUTS = ("in/input_ids", "in/attention_mask", "in/token_type_ids")  # the rest of a case's are labels
 HEADS = ("base", "mlm", "seqcls", "choice", "tokcls", "qa")  # one case of each
 

@@ -1,6 +1,7 @@
 """Every backend against transformers 4.57.6, case by case (tests/golden, made by its own classes)."""
 
 import shutil
+from itertools import product
 
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ import torch
 from backends import (
     BACKENDS,
     BERT_CASES,
+    CASES,
     EVERY_CASE,
     HEADS,
+    WHOLE,
     assert_close,
     flatten,
     folder_of,
@@ -62,7 +65,7 @@ def test_fused_attention(case):
     check_gradients("torch", model, case)
 
 
-@pytest.mark.parametrize("case", EVERY_CASE)
+@pytest.mark.parametrize("case", [*CASES, "bert-base", "bert-nsp", "bert-seqcls"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_logits_without_hidden_states(backend, case):
     """The way most calls go, where a classifier's last layer may compute the first token only."""
@@ -73,8 +76,7 @@ def test_logits_without_hidden_states(backend, case):
 
 
 @pytest.mark.parametrize("file", FILES)
-@pytest.mark.parametrize("case", EVERY_CASE)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend, case", [*product(BACKENDS, [*CASES, WHOLE]), *product(["torch"], BERT_CASES)])
 def test_every_format_gives_the_same_parameters(backend, case, file, tmp_path):
     expected = BACKENDS[backend].parameters(load(backend, case))
     for filename in ("config.json", file):
@@ -89,7 +91,7 @@ def test_every_format_gives_the_same_parameters(backend, case, file, tmp_path):
     "backend, options",
     [("torch", {}), ("tf", {}), ("tf", {"format": "h5"}), ("flax", {}), ("flax", {"format": "msgpack"})],
 )
-@pytest.mark.parametrize("case", [*HEADS, *BERT_CASES])
+@pytest.mark.parametrize("case", [*HEADS, WHOLE])
 @pytest.mark.parametrize("size", ["20KB", "5GB"])
 def test_saved_models_come_back(backend, options, case, size, tmp_path):
     model = load(backend, case)
