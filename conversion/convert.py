@@ -17,7 +17,7 @@ from distilbert.conversion import keras_hub, keras_hub_writer
 from distilbert.conversion.source import EVERY_FORMAT, NAMES, Source, open_source
 from distilbert.conversion.verification import Verification, VerificationError, compare, require_frameworks
 from distilbert.core.checkpoint import FORMATS, Save, oriented, pair, shown
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 from distilbert.core.errors import CheckpointError, InputError
 from distilbert.core.files import flush, replace_files
 from distilbert.core.formats import DTYPES, TILE, counted, forget, same_bits
@@ -157,7 +157,7 @@ def _prepared(
     source: Source, tensors: dict[str, np.ndarray], to: str, max_shard_size: int | str
 ) -> Save | keras_hub_writer.Preset:
     """All that is to be written, but for the tokenizer of a checkpoint."""
-    config = DistilBertConfig.from_dict(
+    config = source.config.from_dict(
         source.config.to_dict(),
         dtype=next(iter(tensors.values())).dtype.name,
         architectures=[source.family.class_name(source.head)],
@@ -302,7 +302,7 @@ def _is_float(tensor: np.ndarray) -> bool:
     return tensor.dtype.kind in "fV"  # V: what numpy lacks and ml_dtypes has
 
 
-def _initial(row: Parameter, config: DistilBertConfig) -> np.ndarray:
+def _initial(row: Parameter, config: Config) -> np.ndarray:
     """Values for a parameter that the source lacks."""
     if row.kind is Kind.SINUSOID:
         return sinusoidal_positions(*row.shape)

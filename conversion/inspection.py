@@ -9,7 +9,6 @@ from typing import Any
 
 from distilbert.conversion.source import open_source
 from distilbert.core.checkpoint import pair
-from distilbert.core.config import DistilBertConfig
 from distilbert.core.spec import parameters
 
 OWN_FIELDS = ("architectures", "dtype", "extra")  # of a file rather than of a model
@@ -48,7 +47,7 @@ def inspect(path: str | Path, *, file_format: str | None = None, head: str | Non
     listed = parameters(source.config, source.head, source.family)
     pairing = pair(source.tensors, listed, source=str(source.path), family=source.family)
     own = [source.tensors[name] for name in pairing.stored.values()]
-    default, config = DistilBertConfig().to_dict(), source.config.to_dict()
+    default, config = type(source.config)().to_dict(), source.config.to_dict()
     return Inspection(
         path=source.path,
         file_format=source.file_format,

@@ -30,7 +30,7 @@ from distilbert.conversion.keras_hub import (
     shape,
     task_classes,
 )
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config, DistilBertConfig
 from distilbert.core.errors import InputError
 from distilbert.core.formats import h5, keras
 from distilbert.core.spec import KERAS, Family, get_head, parameters
@@ -58,7 +58,7 @@ class Preset:
     @classmethod
     def prepare(
         cls,
-        config: DistilBertConfig,
+        config: Config,
         tensors: Mapping[str, np.ndarray],
         *,
         head: str,
@@ -71,6 +71,8 @@ class Preset:
             ConfigError: the config cannot be written as JSON.
             InputError: the model or the tokenizer is one that KerasHub's classes cannot be.
         """
+        if not isinstance(config, DistilBertConfig):
+            raise InputError(f"presets of KerasHub are DistilBERT's only, this is a {family.stem}; use another format")
         _check_model(config, head, family)
         if any(row.tied_to for row in get_head(family, head).rows):
             logger.warning(

@@ -10,10 +10,10 @@ import numpy as np
 
 from distilbert.conversion import keras_hub
 from distilbert.core.checkpoint import FORMATS, pair, read_checkpoint, read_format
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config, config_from_dict, read_config
 from distilbert.core.errors import CheckpointError, InputError
 from distilbert.core.formats import keras
-from distilbert.core.spec import DISTILBERT, Family, get_head, parameters
+from distilbert.core.spec import DISTILBERT, Family, family_of, get_head, parameters
 
 # What a checkpoint may be in, and what it may be converted to.
 EVERY_FORMAT = FORMATS | {keras_hub.NAME: keras_hub.FORMAT}
@@ -27,15 +27,13 @@ class Source:
     folder: Path
     path: Path  # of the weights, or of their index
     file_format: str
-    config: DistilBertConfig
+    config: Config
     tensors: dict[str, np.ndarray]  # as stored
     head: str
     family: Family
 
 
-def open_source(
-    path: str | Path, *, file_format: str | None = None, head: str | None = None, family: Family = DISTILBERT
-) -> Source:
+def open_source(path: str | Path, *, file_format: str | None = None, head: str | None = None) -> Source:
     """Open a folder with a checkpoint, or the file of weights in it; a KerasHub preset too.
 
     Args:
@@ -43,7 +41,6 @@ def open_source(
             no config beside it.
         file_format: which weights to take where the folder holds several.
         head: what they compute, where their names leave that open.
-        family: what they belong to.
 
     Raises:
         CheckpointError: nothing there, several formats, a damaged file, or a head that cannot be told.
@@ -53,8 +50,8 @@ def open_source(
     folder = path if path.is_dir() else path.parent
     if file_format is not None and file_format not in NAMES:
         raise InputError(f"the format is {file_format!r}, expected one of {', '.join(NAMES)}")
-    if path.exists() and path.suffix != keras.SUFFIX and keras_hub.is_preset(folder, family):
-        return _open_preset(folder, file_format, head, family)
+    if path.exists() and path.suffix != keras.SUFFIX and keras_hub.is_preset(folder, DISTILBERT):
+        return _open_preset(folder, file_format, head, DISTILBERT)
     present = [name for name, form in FORMATS.items() if form.is_in(folder)]
     if path.is_file():
         named = [name for name, form in FORMATS.items() if form.has_name(path)]
@@ -76,9 +73,10 @@ def open_source(
         raise CheckpointError(f"{path}: holds weights in several formats, name the one to take: {names}")
     form = FORMATS[present[0]]
     if path.is_file() and path.suffix == keras.SUFFIX:  # which brings its own
-        config = DistilBertConfig.from_dict(keras.read_config(path, family))
+        config = config_from_dict(keras.read_config(path))
     else:
-        config = DistilBertConfig.from_pretrained(folder)
+        config = read_config(folder)
+    family = family_of(config)
     found = (form.read(path), path) if path.is_file() and form.suffix else read_format(folder, form)
     assert found is not None
     tensors, weights = found
@@ -96,13 +94,13 @@ def _open_preset(folder: Path, file_format: str | None, head: str | None, family
     return Source(folder, opened.path, keras_hub.NAME, opened.config, opened.tensors, head or opened.head, family)
 
 
-def head_of(path: str | Path, config: DistilBertConfig, family: Family = DISTILBERT) -> str:
+def head_of(path: str | Path, config: Config) -> str:
     """The head of the weights that ``from_pretrained`` takes from a folder or from the Hub; see ``detect_head``."""
     tensors, weights = read_checkpoint(path)
-    return detect_head(tensors, config, str(weights), family)
+    return detect_head(tensors, config, str(weights), family_of(config))
 
 
-def detect_head(tensors: Mapping[str, np.ndarray], config: DistilBertConfig, source: str, family: Family) -> str:
+def detect_head(tensors: Mapping[str, np.ndarray], config: Config, source: str, family: Family) -> str:
     """The head that weights are of: the one with the most parameters of which none is missing or misshapen.
 
     Raises:
@@ -111,7 +109,7 @@ def detect_head(tensors: Mapping[str, np.ndarray], config: DistilBertConfig, sou
     fitting: dict[str, int] = {}
     for head in family.heads:
         every = parameters(config, head, family)
-        listed = [row for row in every if row.section == "head" and row.tied_to is None]
+        listed = [row for row in every if row.section in ("pooler", "head") and row.tied_to is None]
         stored = pair(tensors, every, source=source, family=family).stored
         shapes = {row.name: sorted(tensors[stored[row.name]].shape) for row in listed if row.name in stored}
         if all(shapes.get(row.name) == sorted(row.shape) for row in listed):

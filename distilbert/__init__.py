@@ -1,4 +1,4 @@
-"""DistilBERT in PyTorch, TensorFlow/Keras and Flax: any checkpoint, any framework, the same numbers.
+"""BERT and DistilBERT in PyTorch, TensorFlow/Keras and Flax: any checkpoint, any framework, the same numbers.
 
 Names are imported when they are first used, so that ``import distilbert`` needs no framework and no time.
 """
@@ -11,10 +11,23 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "distilbert.core.config": ("DistilBertConfig",),
-    "distilbert.core.tokenizer": ("DistilBertTokenizer", "DistilBertTokenizerFast"),
+    "distilbert.core.config": ("BertConfig", "DistilBertConfig"),
+    "distilbert.core.tokenizer": (
+        "BertTokenizer",
+        "BertTokenizerFast",
+        "DistilBertTokenizer",
+        "DistilBertTokenizerFast",
+    ),
     "distilbert.pipelines": ("pipeline",),
     "distilbert.pt": (
+        "BertModel",
+        "BertForPreTraining",
+        "BertForMaskedLM",
+        "BertForNextSentencePrediction",
+        "BertForSequenceClassification",
+        "BertForMultipleChoice",
+        "BertForTokenClassification",
+        "BertForQuestionAnswering",
         "DistilBertModel",
         "DistilBertForMaskedLM",
         "DistilBertForSequenceClassification",
@@ -23,6 +36,14 @@ _PUBLIC = {
         "DistilBertForQuestionAnswering",
     ),
     "distilbert.tf": (
+        "TFBertModel",
+        "TFBertForPreTraining",
+        "TFBertForMaskedLM",
+        "TFBertForNextSentencePrediction",
+        "TFBertForSequenceClassification",
+        "TFBertForMultipleChoice",
+        "TFBertForTokenClassification",
+        "TFBertForQuestionAnswering",
         "TFDistilBertModel",
         "TFDistilBertForMaskedLM",
         "TFDistilBertForSequenceClassification",
@@ -31,6 +52,14 @@ _PUBLIC = {
         "TFDistilBertForQuestionAnswering",
     ),
     "distilbert.flax": (
+        "FlaxBertModel",
+        "FlaxBertForPreTraining",
+        "FlaxBertForMaskedLM",
+        "FlaxBertForNextSentencePrediction",
+        "FlaxBertForSequenceClassification",
+        "FlaxBertForMultipleChoice",
+        "FlaxBertForTokenClassification",
+        "FlaxBertForQuestionAnswering",
         "FlaxDistilBertModel",
         "FlaxDistilBertForMaskedLM",
         "FlaxDistilBertForSequenceClassification",

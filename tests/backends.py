@@ -10,7 +10,7 @@ import numpy as np
 from conftest import GOLDEN
 
 import distilbert
-from distilbert.core.spec import DISTILBERT
+from distilbert.core.spec import BERT, DISTILBERT
 
 CASES = {
     "base": "DistilBertModel",
@@ -26,6 +26,19 @@ CASES = {
     "tokcls": "DistilBertForTokenClassification",
     "qa": "DistilBertForQuestionAnswering",
 }
+BERT_CASES = {
+    "bert-base": "BertModel",
+    "bert-pretraining": "BertForPreTraining",
+    "bert-mlm": "BertForMaskedLM",
+    "bert-nsp": "BertForNextSentencePrediction",
+    "bert-seqcls": "BertForSequenceClassification",
+    "bert-choice": "BertForMultipleChoice",
+    "bert-tokcls": "BertForTokenClassification",
+    "bert-qa": "BertForQuestionAnswering",
+}
+EVERY_CASE = CASES | BERT_CASES
+WHOLE = "bert-pretraining"  # has a row of every kind: segments, a pooler, an output projection with its bias elsewhere
+INPUTS = ("in/input_ids", "in/attention_mask", "in/token_type_ids")  # the rest of a case's are labels
 HEADS = ("base", "mlm", "seqcls", "choice", "tokcls", "qa")  # one case of each
 
 
@@ -128,20 +141,24 @@ BACKENDS = {"torch": Torch, "tf": Keras, "flax": Flax}
 
 def head_of(case):
     """The spec's name for what a case's model computes."""
-    suffix = CASES[case].removeprefix("DistilBert")
-    return next(name for name, head in DISTILBERT.heads.items() if head.suffix == suffix)
+    family = BERT if case in BERT_CASES else DISTILBERT
+    return next(name for name in family.heads if family.class_name(name) == EVERY_CASE[case])
+
+
+def folder_of(case):
+    return GOLDEN / (case if case in BERT_CASES else f"distilbert-{case}")
 
 
 def model_class(backend, case):
-    return getattr(distilbert, BACKENDS[backend].prefix + CASES[case])
+    return getattr(distilbert, BACKENDS[backend].prefix + EVERY_CASE[case])
 
 
 def load(backend, case, folder=None, **options):
-    return model_class(backend, case).from_pretrained(folder or GOLDEN / f"distilbert-{case}", **options)
+    return model_class(backend, case).from_pretrained(folder or folder_of(case), **options)
 
 
 def golden(case):
-    with np.load(GOLDEN / f"distilbert-{case}" / "golden.npz") as file:
+    with np.load(folder_of(case) / "golden.npz") as file:
         return dict(file)
 
 
@@ -149,7 +166,7 @@ def arrays_of(case, labels=False):
     return {
         name.removeprefix("in/"): value
         for name, value in golden(case).items()
-        if name.startswith("in/") and (labels or name in ("in/input_ids", "in/attention_mask"))
+        if name.startswith("in/") and (labels or name in INPUTS)
     }
 
 
@@ -157,7 +174,7 @@ def inputs_of(backend, values, labels=True):
     return {
         name.removeprefix("in/"): BACKENDS[backend].tensor(value)
         for name, value in values.items()
-        if name.startswith("in/") and (labels or name in ("in/input_ids", "in/attention_mask"))
+        if name.startswith("in/") and (labels or name in INPUTS)
     }
 
 

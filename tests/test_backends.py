@@ -2,15 +2,19 @@
 
 import numpy as np
 import pytest
-from backends import BACKENDS, HEADS, arrays_of, assert_close, flatten, golden, load, model_class
+from backends import BACKENDS, HEADS, WHOLE, arrays_of, assert_close, flatten, golden, load, model_class
 from conftest import GOLDEN
 
-from distilbert import DistilBertConfig
+from distilbert import BertConfig, DistilBertConfig
 from distilbert.core.errors import CheckpointError, ConfigError, InputError
 from distilbert.core.spec import sinusoidal_positions
 
 IDS = np.ones((2, 4), int)
 TINY = {"vocab_size": 50, "max_position_embeddings": 16, "n_layers": 2, "n_heads": 2, "dim": 16, "hidden_dim": 32}
+TINY_BERT = {
+    **{"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32},
+    **{"max_position_embeddings": 16, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+}
 
 pytestmark = pytest.mark.parametrize("backend", BACKENDS)
 
@@ -45,7 +49,7 @@ def test_padding_changes_nothing(backend):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("case", HEADS)
+@pytest.mark.parametrize("case", [*HEADS, WHOLE])
 def test_half_precision(backend, case, dtype):
     given = arrays_of(case)
     expected = answer(backend, load(backend, case), **given)
@@ -81,7 +85,7 @@ def test_a_head_mask_does_what_pruning_does(backend):
     assert_same(answer(backend, model, **given, head_mask=mask[0]), answer(backend, model, **given))
 
 
-@pytest.mark.parametrize("case", HEADS)
+@pytest.mark.parametrize("case", [*HEADS, WHOLE])
 def test_pruned_heads_are_saved(backend, case, tmp_path):
     model, given = load(backend, case), arrays_of(case)
     model.prune_heads({0: [1], 2: [0, 3]})
@@ -96,18 +100,19 @@ def test_pruning_everything_is_refused(backend):
         load(backend, "base").prune_heads({0: [0, 1, 2, 3]})
 
 
-def test_resized_vocabulary(backend, tmp_path):
-    model, given = load(backend, "mlm"), arrays_of("mlm")
-    before = answer(backend, model, **given)["logits"]
+@pytest.mark.parametrize("case, logits", [("mlm", "logits"), (WHOLE, "prediction_logits")])
+def test_resized_vocabulary(backend, case, logits, tmp_path):
+    model, given = load(backend, case), arrays_of(case)
+    before = answer(backend, model, **given)[logits]
     model.resize_token_embeddings(100, pad_to_multiple_of=8)
     assert model.config.vocab_size == 104
     after = answer(backend, model, **given)
-    assert_close(after["logits"][..., :97], before, 1e-5)
-    assert answer(backend, model, input_ids=np.array([[103]]))["logits"].shape == (1, 1, 104)
+    assert_close(after[logits][..., :97], before, 1e-5)
+    assert answer(backend, model, input_ids=np.array([[103]]))[logits].shape == (1, 1, 104)
     model.save_pretrained(tmp_path)
-    assert_same(answer(backend, load(backend, "mlm", tmp_path), **given), after)
+    assert_same(answer(backend, load(backend, case, tmp_path), **given), after)
     model.resize_token_embeddings(97)
-    assert_close(answer(backend, model, **given)["logits"], before, 1e-5)
+    assert_close(answer(backend, model, **given)[logits], before, 1e-5)
 
 
 @pytest.mark.parametrize("case", ["base", "sinusoidal"])
@@ -122,12 +127,17 @@ def test_resized_positions(backend, case):
     answer(backend, model, input_ids=np.ones((1, 60), int))
 
 
-def test_an_untied_output_projection(backend, tmp_path):
-    model = model_class(backend, "mlm")(
-        DistilBertConfig(**TINY, dropout=0.0, attention_dropout=0.0, tie_word_embeddings=False)
-    )
+@pytest.mark.parametrize(
+    "case, config",
+    [
+        ("mlm", DistilBertConfig(**TINY, dropout=0.0, attention_dropout=0.0, tie_word_embeddings=False)),
+        ("bert-mlm", BertConfig(**TINY_BERT, tie_word_embeddings=False)),
+    ],
+)
+def test_an_untied_output_projection(backend, case, config, tmp_path):
+    model = model_class(backend, case)(config)
     model.save_pretrained(tmp_path)
-    loaded = load(backend, "mlm", tmp_path)
+    loaded = load(backend, case, tmp_path)
     expected = answer(backend, model, input_ids=IDS)
     assert_same(answer(backend, loaded, input_ids=IDS), expected, 1e-6)
     loaded.resize_token_embeddings(60)
@@ -216,3 +226,47 @@ def test_token_type_ids_are_ignored(backend):
     model = load(backend, "base")
     expected = answer(backend, model, input_ids=IDS)
     assert_same(answer(backend, model, input_ids=IDS, token_type_ids=IDS), expected, 0)
+
+
+def test_segments_count(backend):
+    model, given = load(backend, "bert-base"), arrays_of("bert-base")
+    types = given.pop("token_type_ids")
+    zeros = answer(backend, model, **given, token_type_ids=np.zeros_like(types))
+    assert_same(answer(backend, model, **given), zeros)
+    assert (
+        np.abs(answer(backend, model, **given, token_type_ids=types)["pooler_output"] - zeros["pooler_output"]).max()
+        > 0.1
+    )
+    for bad, message in (
+        (types + 2, r"token_type_ids has the value 3, expected 0 to 1"),
+        (types[:2], "token_type_ids has shape"),
+    ):
+        with pytest.raises(InputError, match=message):
+            answer(backend, model, **given, token_type_ids=bad)
+
+
+def test_arguments_have_the_order_of_their_family(backend):
+    given = [BACKENDS[backend].tensor(value) for value in (IDS, IDS, IDS, IDS * 0)]
+    names = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+    model = load(backend, "bert-seqcls")
+    expected = flatten(backend, model(**dict(zip(names, given, strict=True))))
+    assert_same(flatten(backend, model(*given)), expected)
+
+
+def test_a_bert_without_its_pooler(backend, tmp_path):
+    model = load(backend, "bert-base", add_pooling_layer=False)
+    expected = answer(backend, load(backend, "bert-base"), input_ids=IDS)
+    assert_same(answer(backend, model, input_ids=IDS), {"last_hidden_state": expected["last_hidden_state"]})
+    model.save_pretrained(tmp_path)
+    _, report = load(backend, "bert-base", tmp_path, add_pooling_layer=False, output_loading_info=True)
+    assert not report.missing and not report.unexpected
+    assert load(backend, "bert-base", tmp_path, output_loading_info=True)[1].missing
+    with pytest.raises(InputError, match="add_pooling_layer: no argument of"):
+        load(backend, "bert-qa", add_pooling_layer=False)
+
+
+def test_families_are_not_confused(backend):
+    with pytest.raises(ConfigError, match='model_type is "bert", expected "distilbert"'):
+        load(backend, "base", GOLDEN / "bert-base")
+    with pytest.raises(InputError, match="config is a DistilBertConfig, expected a BertConfig"):
+        model_class(backend, "bert-base")(DistilBertConfig(**TINY))

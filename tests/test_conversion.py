@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 
+import h5py
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from backends import CASES, HEADS, load
+from backends import EVERY_CASE, HEADS, WHOLE, folder_of, load
 from conftest import GOLDEN
 
 from distilbert.conversion import convert, inspect
@@ -59,9 +60,9 @@ def change(folder, **changes):
 
 
 @pytest.mark.parametrize("to", OF_TRANSFORMERS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", EVERY_CASE)
 def test_files_hold_what_those_of_transformers_hold(case, to, tmp_path):
-    folder = GOLDEN / f"distilbert-{case}"
+    folder = folder_of(case)
     report = convert(folder, tmp_path / "out", to, source_format="safetensors")
     actual, expected = read(tmp_path / "out", to), read(folder, to)
     if to in ("h5", "msgpack") and case == "sinusoidal":  # transformers has no such branch, or does not store it
@@ -75,9 +76,9 @@ def test_files_hold_what_those_of_transformers_hold(case, to, tmp_path):
 @pytest.mark.parametrize("size", ["5GB", "30KB"])
 @pytest.mark.parametrize("middle", FORMATS)
 @pytest.mark.parametrize("first", OF_TRANSFORMERS)
-@pytest.mark.parametrize("case", HEADS)
+@pytest.mark.parametrize("case", [*HEADS, WHOLE])
 def test_any_path_returns_the_same_bits(case, first, middle, size, tmp_path):
-    folder = GOLDEN / f"distilbert-{case}"
+    folder = folder_of(case)
     convert(folder, tmp_path / "middle", middle, source_format=first, max_shard_size=size)
     convert(tmp_path / "middle", tmp_path / "back", first)
     convert(folder, tmp_path / "direct", first, source_format=first)
@@ -111,11 +112,11 @@ def test_bits_that_are_no_numbers_stay(checkpoint, tmp_path):
         assert read(tmp_path / f"{to}-back", "safetensors")["classifier.weight"].tobytes() == odd.tobytes()
 
 
-@pytest.mark.parametrize("case", HEADS)
+@pytest.mark.parametrize("case", [*HEADS, WHOLE])
 def test_pytorch_itself_reads_its_files(case, tmp_path):
-    convert(GOLDEN / f"distilbert-{case}", tmp_path / "out", "torch", source_format="msgpack")
+    convert(folder_of(case), tmp_path / "out", "torch", source_format="msgpack")
     path = tmp_path / "out" / "pytorch_model.bin"
-    expected = torch.load(GOLDEN / f"distilbert-{case}" / "pytorch_model.bin", weights_only=True)
+    expected = torch.load(folder_of(case) / "pytorch_model.bin", weights_only=True)
     for options in ({}, {"mmap": True}):
         state = torch.load(path, weights_only=True, **options)
         assert state.keys() == expected.keys()
@@ -377,3 +378,20 @@ def test_errors_of_hdf5_are_one_line(to, checkpoint, tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match=r"cannot write: No space left on device; nothing was changed$"):
         convert(checkpoint, tmp_path / "target", to)
     assert list(tmp_path.iterdir()) == [checkpoint]
+
+
+def test_names_in_tensorflow_files_are_those_of_transformers(tmp_path):
+    """Scopes too, which reading passes over: transformers finds weights by them."""
+
+    def names(path):
+        with h5py.File(path) as file:
+            listed = ((layer, name) for layer, group in file.items() for name in group.attrs["weight_names"])
+            return {(layer, name.decode() if isinstance(name, bytes) else name) for layer, name in listed}
+
+    convert(folder_of(WHOLE), tmp_path / "out", "h5", source_format="safetensors")
+    assert names(tmp_path / "out" / "tf_model.h5") == names(folder_of(WHOLE) / "tf_model.h5")
+
+
+def test_bert_has_no_presets(tmp_path):
+    with pytest.raises(InputError, match="DistilBERT's only"):
+        convert(folder_of("bert-base"), tmp_path / "out", "keras-hub", source_format="torch")

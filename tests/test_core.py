@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from conftest import GOLDEN
 
-from distilbert import DistilBertConfig
+from distilbert import BertConfig, DistilBertConfig
 from distilbert.core import checkpoint, files, hub
+from distilbert.core.config import config_from_dict, read_config
 from distilbert.core.errors import CheckpointError, ConfigError, InputError
 from distilbert.core.spec import DISTILBERT, FLAX, TENSORFLOW, TORCH, Kind, parameters, sinusoidal_positions
 
@@ -64,6 +65,36 @@ def test_config_defaults_aliases_and_unknown_keys(tmp_path):
 def test_config_says_what_is_wrong(values, message):
     with pytest.raises(ConfigError, match=message):
         DistilBertConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"position_embedding_type": "relative_key"}, 'position_embedding_type is .*, expected "absolute"'),
+        ({"is_decoder": True}, "is_decoder is set"),
+        ({"add_cross_attention": True}, "add_cross_attention is set"),
+        ({"type_vocab_size": 0}, "type_vocab_size is 0"),
+        ({"classifier_dropout": 2}, "probability"),
+        ({"layer_norm_eps": 0}, "layer_norm_eps is 0"),
+        ({"hidden_size": 10, "num_attention_heads": 3}, "hidden_size divisible by num_attention_heads"),
+        ({"hidden_act": "swash"}, "hidden_act is 'swash'"),
+    ],
+)
+def test_the_config_of_bert_says_what_is_wrong(values, message):
+    with pytest.raises(ConfigError, match=message):
+        BertConfig(**values)
+
+
+def test_the_family_is_told_from_the_config(tmp_path):
+    config = BertConfig(30000, 48, 2, 4, house_style="plain", layer_norm_eps=1e-6)
+    assert (config.vocab_size, config.hidden_size, config.num_hidden_layers) == (30000, 48, 2)
+    assert (config.seq_classif_dropout, BertConfig(classifier_dropout=0.3).seq_classif_dropout) == (0.1, 0.3)
+    config.save_pretrained(tmp_path)
+    assert read_config(tmp_path) == BertConfig.from_pretrained(tmp_path) == config
+    assert type(read_config(GOLDEN / "distilbert-mlm")) is DistilBertConfig
+    assert type(config_from_dict({"type_vocab_size": 2})) is BertConfig  # as files of 2019 are
+    with pytest.raises(ConfigError, match="model_type is 'gpt2', expected one of distilbert, bert"):
+        config_from_dict({"model_type": "gpt2"})
 
 
 @pytest.mark.parametrize("head", DISTILBERT.heads)

@@ -1,11 +1,25 @@
 """Every backend against transformers 4.57.6, case by case (tests/golden, made by its own classes)."""
 
 import shutil
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
-from backends import BACKENDS, CASES, HEADS, assert_close, flatten, golden, inputs_of, load
+from backends import (
+    BACKENDS,
+    BERT_CASES,
+    CASES,
+    EVERY_CASE,
+    HEADS,
+    WHOLE,
+    assert_close,
+    flatten,
+    folder_of,
+    golden,
+    inputs_of,
+    load,
+)
 from conftest import GOLDEN
 
 FILES = ("model.safetensors", "pytorch_model.bin", "tf_model.h5", "flax_model.msgpack")
@@ -36,7 +50,7 @@ def check_gradients(backend, model, case):
             np.testing.assert_allclose(actual, value, rtol=0, atol=atol, err_msg=name)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", EVERY_CASE)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_outputs_and_gradients(backend, case):
     model = load(backend, case)
@@ -44,14 +58,14 @@ def test_outputs_and_gradients(backend, case):
     check_gradients(backend, model, case)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", EVERY_CASE)
 def test_fused_attention(case):
     model = load("torch", case, attn_implementation="sdpa")
     check_outputs("torch", model, case, attentions=False)
     check_gradients("torch", model, case)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, "bert-base", "bert-nsp", "bert-seqcls"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_logits_without_hidden_states(backend, case):
     """The way most calls go, where a classifier's last layer may compute the first token only."""
@@ -62,12 +76,11 @@ def test_logits_without_hidden_states(backend, case):
 
 
 @pytest.mark.parametrize("file", FILES)
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend, case", [*product(BACKENDS, [*CASES, WHOLE]), *product(["torch"], BERT_CASES)])
 def test_every_format_gives_the_same_parameters(backend, case, file, tmp_path):
     expected = BACKENDS[backend].parameters(load(backend, case))
     for filename in ("config.json", file):
-        shutil.copy(GOLDEN / f"distilbert-{case}" / filename, tmp_path)
+        shutil.copy(folder_of(case) / filename, tmp_path)
     actual = BACKENDS[backend].parameters(load(backend, case, tmp_path))
     assert list(actual) == list(expected)
     for name, value in expected.items():
@@ -78,7 +91,7 @@ def test_every_format_gives_the_same_parameters(backend, case, file, tmp_path):
     "backend, options",
     [("torch", {}), ("tf", {}), ("tf", {"format": "h5"}), ("flax", {}), ("flax", {"format": "msgpack"})],
 )
-@pytest.mark.parametrize("case", HEADS)
+@pytest.mark.parametrize("case", [*HEADS, WHOLE])
 @pytest.mark.parametrize("size", ["20KB", "5GB"])
 def test_saved_models_come_back(backend, options, case, size, tmp_path):
     model = load(backend, case)
@@ -100,7 +113,7 @@ def test_shards_written_by_transformers(backend, folder):
     assert_close(actual["logits"], values["out/logits"], 1e-5)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", EVERY_CASE)
 def test_state_dict_loads_strictly(case):
-    state = torch.load(GOLDEN / f"distilbert-{case}" / "pytorch_model.bin", weights_only=True)
+    state = torch.load(folder_of(case) / "pytorch_model.bin", weights_only=True)
     load("torch", case).load_state_dict(state, strict=True)

@@ -10,7 +10,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from backends import HEADS
+from backends import HEADS, WHOLE, folder_of
 from conftest import GOLDEN
 
 from distilbert import DistilBertModel, tf
@@ -23,6 +23,8 @@ from distilbert.core.formats import safetensors, same_bits
 from distilbert.tf import loading
 
 CLASSES = {
+    "bert-base": tf.TFBertModel,
+    WHOLE: tf.TFBertForPreTraining,
     "base": tf.TFDistilBertModel,
     "mlm": tf.TFDistilBertForMaskedLM,
     "seqcls": tf.TFDistilBertForSequenceClassification,
@@ -61,9 +63,9 @@ def saved(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("case", HEADS)
+@pytest.mark.parametrize("case", [*HEADS, WHOLE])
 def test_keras_loads_what_is_written(case, dtype, tmp_path):
-    source = GOLDEN / f"distilbert-{case}"
+    source = folder_of(case)
     convert(source, tmp_path / "expected", "safetensors", source_format="safetensors", dtype=dtype)
     expected = stored(tmp_path / "expected")
     convert(tmp_path / "expected", tmp_path / "whole", "keras")
@@ -79,9 +81,9 @@ def test_keras_loads_what_is_written(case, dtype, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("case", HEADS)
+@pytest.mark.parametrize("case", [*HEADS, "bert-base", WHOLE])
 def test_what_keras_saves_is_read(case, dtype, tmp_path):
-    model = CLASSES[case].from_pretrained(GOLDEN / f"distilbert-{case}", dtype=dtype)
+    model = CLASSES[case].from_pretrained(folder_of(case), dtype=dtype)
     model.save(tmp_path / "mine.keras")
     model.save_weights(tmp_path / "mine.weights.h5")
     for name in ("mine.keras", "mine.weights.h5"):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import GOLDEN
 
-from distilbert import DistilBertTokenizer, DistilBertTokenizerFast
+from distilbert import BertTokenizer, BertTokenizerFast, DistilBertTokenizer, DistilBertTokenizerFast
 from distilbert.core.errors import CheckpointError, InputError
 
 DIGESTS = json.loads((GOLDEN / "tokenizer" / "ids.json").read_text())
@@ -239,3 +239,12 @@ def test_special_tokens_can_be_added(tokenizer, tmp_path):
     assert DistilBertTokenizer.from_pretrained(tmp_path).tokenize("good <name>") == ["good", "<name>"]
     assert tokenizer.save_vocabulary(tmp_path, "old") == (str(tmp_path / "old-vocab.txt"),)
     assert (tmp_path / "old-vocab.txt").read_text() == (FOLDER / "vocab.txt").read_text()
+
+
+def test_berts_tokenizer_tells_segments_apart(tmp_path):
+    encoded = BertTokenizer(FOLDER / "vocab.txt")("good films", "bad")
+    assert list(encoded) == ["input_ids", "token_type_ids", "attention_mask"]
+    assert encoded.token_type_ids == [0, 0, 0, 0, 0, 1, 1]
+    BertTokenizerFast(FOLDER / "vocab.txt").save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tokenizer_class"] == "BertTokenizer"
+    assert BertTokenizer.from_pretrained(tmp_path)("good").token_type_ids == [0, 0, 0]

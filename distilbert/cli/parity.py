@@ -14,7 +14,7 @@ from distilbert.cli.terminal import exit_statuses, print_json, print_table
 from distilbert.conversion.source import head_of
 from distilbert.core.backends import BACKENDS as FRAMEWORKS
 from distilbert.core.backends import require_backend
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import read_config
 from distilbert.core.errors import InputError
 from distilbert.core.files import replace_file
 from distilbert.core.records import open_records
@@ -62,7 +62,7 @@ def parity(
             if report.is_dir() or not report.parent.is_dir():
                 raise InputError(f"{report}: expected the name of a file in a folder that is there")
         chosen = _chosen(backends)
-        config = DistilBertConfig.from_pretrained(path)
+        config = read_config(path)
         head = head or head_of(path, config)
         if text or input:
             tokenizer = DistilBertTokenizer.from_pretrained(path)

@@ -11,6 +11,6 @@ VOCABULARY_SHARE = 8  # a masked LM gives a number for each word of the vocabula
 def batch_rows(length: int, head: str, is_on_cpu: bool) -> int:
     """How many sequences of ``length`` tokens make a batch that runs fast, and fits."""
     tokens = TOKENS_ON_CPU if is_on_cpu else TOKENS_ON_ACCELERATOR
-    if head == "masked-lm" and not is_on_cpu:
+    if head in ("masked-lm", "pretraining") and not is_on_cpu:
         tokens //= VOCABULARY_SHARE
     return max(1, tokens // length)

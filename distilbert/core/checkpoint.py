@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from distilbert.core import hub
-from distilbert.core.config import CONFIG_FILE, DistilBertConfig
+from distilbert.core.config import CONFIG_FILE, Config
 from distilbert.core.errors import CheckpointError, InputError
 from distilbert.core.files import current_file, replace_files
 from distilbert.core.formats import flax_msgpack, h5, keras, safetensors, torch_bin, torch_bin_writer
@@ -42,7 +42,7 @@ class Owner:
 
     family: Family
     head: str
-    config: DistilBertConfig
+    config: Config
     listed: tuple[Parameter, ...]
 
 
@@ -87,8 +87,8 @@ def _keras_layers(tensors: Tensors, owner: Owner) -> dict[str, Tensors]:
         layers.setdefault(name.split("/")[0], {})[name] = tensor
     embeddings = {name: tensor for name, tensor in tensors.items() if f"/{owner.family.embeddings_path}/" in name}
     for parameter in owner.listed:
-        if parameter.tied_to is not None:
-            layers[parameter.path] |= embeddings
+        if parameter.tied_to is not None and parameter.kind is Kind.WEIGHT:
+            layers[TENSORFLOW.name(parameter).split("/")[0]] |= embeddings
     return layers
 
 
@@ -255,12 +255,12 @@ def load(
     name_or_path: str | Path,
     head: str,
     *,
-    config: DistilBertConfig | None,
+    config: Config | None,
     overrides: Mapping[str, Any],
     ignore_mismatched_sizes: bool,
     family: Family,
     **where: Any,
-) -> tuple[DistilBertConfig, Tensors, LoadReport]:
+) -> tuple[Config, Tensors, LoadReport]:
     """What every backend's ``from_pretrained`` begins with: the config, and the tensors as ``match`` gives them.
 
     Raises:
@@ -268,9 +268,9 @@ def load(
         ConfigError: the config is not valid, or an override is not a config field.
     """
     if config is None:
-        config = DistilBertConfig.from_pretrained(name_or_path, **where, **overrides)
+        config = family.config.from_pretrained(name_or_path, **where, **overrides)
     elif overrides:
-        config = DistilBertConfig.from_dict(config.to_dict(), **overrides)
+        config = config.from_dict(config.to_dict(), **overrides)
     stored, path = read_checkpoint(name_or_path, **where)
     listed = parameters(config, head, family)
     tensors, report = match(
@@ -378,8 +378,8 @@ def _bare(name: str, family: Family) -> str:
 
 def _judge(report: LoadReport, expected: tuple[Parameter, ...], source: str, ignore_mismatched_sizes: bool) -> None:
     """Raise for what makes the model wrong, warn of what the user should know; one message for each."""
-    head = {parameter.name for parameter in expected if parameter.section == "head"}
-    missing_encoder = [name for name in report.missing if name not in head]
+    encoder = {parameter.name for parameter in expected if parameter.section in ("embeddings", "layer")}
+    missing_encoder = [name for name in report.missing if name in encoder]
     problems = []
     if missing_encoder:
         problems.append(f"encoder weights are missing: {_listed(missing_encoder)}")
@@ -430,7 +430,7 @@ class Save:
     @classmethod
     def prepare(
         cls,
-        config: DistilBertConfig,
+        config: Config,
         tensors: Mapping[str, np.ndarray],
         *,
         head: str,
@@ -481,7 +481,7 @@ class Save:
 
 def write_checkpoint(
     folder: str | Path,
-    config: DistilBertConfig,
+    config: Config,
     tensors: Mapping[str, np.ndarray],
     *,
     head: str,

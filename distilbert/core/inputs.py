@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 from distilbert.core.errors import InputError
 
 Shape = tuple[int | None, ...]  # None while a graph is traced: not known yet
@@ -31,8 +31,9 @@ def check_shapes(
     attention_mask: Shape | None,
     inputs_embeds: Shape | None,
     position_ids: Shape | None,
+    token_type_ids: Shape | None = None,
     *,
-    config: DistilBertConfig,
+    config: Config,
 ) -> None:
     """Check what can be told from shapes alone, so also while a graph is traced.
 
@@ -58,8 +59,9 @@ def check_shapes(
         )
     if attention_mask is not None and not _may_equal(attention_mask, batch):
         raise InputError(f"attention_mask has shape {attention_mask}, expected {batch} like the input")
-    if position_ids is not None and not any(_may_equal(position_ids, (rows, batch[1])) for rows in (1, batch[0])):
-        raise InputError(f"position_ids has shape {position_ids}, expected {batch} like the input, or one row")
+    for name, shape in (("position_ids", position_ids), ("token_type_ids", token_type_ids)):
+        if shape is not None and not any(_may_equal(shape, (rows, batch[1])) for rows in (1, batch[0])):
+            raise InputError(f"{name} has shape {shape}, expected {batch} like the input, or one row")
 
 
 def _may_equal(shape: Shape, other: Shape) -> bool:
@@ -85,6 +87,8 @@ def range_message(name: str, limit: int, found: int | None = None) -> str:
         return f"{message} (vocab_size={limit}); the tokenizer and the model may not belong together"
     if name == "position_ids":
         return f"{message} (max_position_embeddings={limit}); truncate the text or resize_position_embeddings"
+    if name == "token_type_ids":
+        return f"{message} (type_vocab_size={limit})"
     return f"{message}, or -100 where none counts"
 
 
@@ -98,7 +102,7 @@ def check_range(name: str, low: int, high: int, limit: int) -> None:
         raise InputError(range_message(name, limit, low if low < 0 else high))
 
 
-def check_head_mask(shape: Shape, config: DistilBertConfig) -> None:
+def check_head_mask(shape: Shape, config: Config) -> None:
     """Check a head mask that already has a row for each layer.
 
     Raises:

@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
 
-FIELDS = ("loss", "logits", "start_logits", "end_logits", "last_hidden_state", "hidden_states", "attentions")
+FIELDS = (
+    *("loss", "logits", "prediction_logits", "seq_relationship_logits", "start_logits", "end_logits"),
+    *("last_hidden_state", "pooler_output", "hidden_states", "attentions"),
+)
 
 
 class ModelOutput(dict[str, Any]):

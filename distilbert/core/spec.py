@@ -8,13 +8,14 @@ from its row here, and nowhere else. A head is rows; a family of models is a tab
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import Any
 
 import numpy as np
 
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import BertConfig, Config, DistilBertConfig
 from distilbert.core.errors import InputError
 
 
@@ -36,7 +37,8 @@ class Row:
 
     ``path`` is relative to the section it stands in. ``axes`` are the dimensions of the first parameter in
     the order PyTorch stores them, each a config field, ``"attention_size"`` (what pruning leaves of the
-    hidden size) or a fixed number.
+    hidden size) or a fixed number. ``tied_to`` is the role of the module whose weight this one shares, and
+    ``bias_path`` where files keep the bias, if that is not in the module.
     """
 
     role: str
@@ -44,11 +46,12 @@ class Row:
     kinds: tuple[Kind, ...]
     axes: tuple[str | int, ...]
     tied_to: str | None = None
+    bias_path: str | None = None
 
 
-def linear(role: str, path: str, size_in: str | int, size_out: str | int, tied_to: str | None = None) -> Row:
+def linear(role: str, path: str, size_in: str | int, size_out: str | int, **options: str) -> Row:
     """A row for a dense layer: a weight (out, in) and a bias (out,)."""
-    return Row(role, path, (Kind.WEIGHT, Kind.BIAS), (size_out, size_in), tied_to)
+    return Row(role, path, (Kind.WEIGHT, Kind.BIAS), (size_out, size_in), **options)
 
 
 def norm(role: str, path: str) -> Row:
@@ -60,12 +63,19 @@ def norm(role: str, path: str) -> Row:
 class Head:
     """What a task adds to the encoder: its class is named after the family and ``suffix``.
 
-    KerasHub's class is named after the family and ``keras_hub``, where it has one.
+    KerasHub's class is named after the family and ``keras_hub``, where it has one. ``is_pooled`` says whether the
+    encoder below has the family's pooler.
     """
 
     suffix: str
     rows: tuple[Row, ...]
     keras_hub: str | None = None
+    is_pooled: bool = False
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether this is the bare encoder."""
+        return self.suffix == "Model"
 
 
 @dataclass(frozen=True)
@@ -73,13 +83,36 @@ class Family:
     """One model family: where its encoder's parts stand, and their rows."""
 
     stem: str
+    config: type[Config]
     prefix: str  # the name a head gives its encoder
     embeddings_path: str
     layer_path: str  # {} is the layer's number
     embeddings: tuple[Row, ...]
     layer: tuple[Row, ...]
     heads: dict[str, Head]
-    keras_hub: dict[str, str]  # by role, where KerasHub keeps a module, from its section there
+    pooler: tuple[Row, ...] = ()
+    keras_hub: dict[str, str] = field(default_factory=dict)  # by role, where KerasHub keeps a module in its section
+
+    def encoder(self, is_pooled: bool) -> str:
+        """The head that is the bare encoder, with or without a pooler."""
+        return next(name for name, head in self.heads.items() if head.is_encoder and head.is_pooled == is_pooled)
+
+    def pooled(self, head: str, add_pooling_layer: bool | None) -> str:
+        """``head``, or the bare encoder with or without its pooler where that was asked for.
+
+        Raises:
+            InputError: it was asked for of another model.
+        """
+        if add_pooling_layer is None:
+            return head
+        if not (self.pooler and self.heads[head].is_encoder):
+            raise InputError(f"add_pooling_layer: no argument of {self.class_name(head)}, only of the bare BERT")
+        return self.encoder(add_pooling_layer)
+
+    @property
+    def has_segments(self) -> bool:
+        """Whether ``token_type_ids`` say anything to its models."""
+        return any(row.role == "types" for row in self.embeddings)
 
     def class_name(self, head: str) -> str:
         """What the PyTorch class is called, in ``architectures`` too; the others' names have a prefix."""
@@ -91,6 +124,7 @@ _CLASSIFIER = linear("classifier", "classifier", "hidden_size", "num_labels")
 
 DISTILBERT = Family(
     stem="DistilBert",
+    config=DistilBertConfig,
     prefix="distilbert",
     embeddings_path="embeddings",
     layer_path="transformer.layer.{}",
@@ -151,19 +185,103 @@ DISTILBERT = Family(
     },
 )
 
+_PREDICTIONS = (
+    linear("transform", "cls.predictions.transform.dense", "hidden_size", "hidden_size"),
+    norm("transform_norm", "cls.predictions.transform.LayerNorm"),
+    linear(
+        *("decoder", "cls.predictions.decoder", "hidden_size", "vocab_size"),
+        tied_to="words",
+        bias_path="cls.predictions",
+    ),
+)
+_NEXT_SENTENCE = linear("next_sentence", "cls.seq_relationship", "hidden_size", 2)
+
+BERT = Family(
+    stem="Bert",
+    config=BertConfig,
+    prefix="bert",
+    embeddings_path="embeddings",
+    layer_path="encoder.layer.{}",
+    embeddings=(
+        Row("words", "word_embeddings", (Kind.WORD_EMBEDDING,), ("vocab_size", "hidden_size")),
+        Row("positions", "position_embeddings", (Kind.EMBEDDING,), ("max_position_embeddings", "hidden_size")),
+        Row("types", "token_type_embeddings", (Kind.EMBEDDING,), ("type_vocab_size", "hidden_size")),
+        norm("norm", "LayerNorm"),
+    ),
+    layer=(
+        linear("query", "attention.self.query", "hidden_size", "attention_size"),
+        linear("key", "attention.self.key", "hidden_size", "attention_size"),
+        linear("value", "attention.self.value", "hidden_size", "attention_size"),
+        linear("attention_out", "attention.output.dense", "attention_size", "hidden_size"),
+        norm("attention_norm", "attention.output.LayerNorm"),
+        linear("feed_forward_in", "intermediate.dense", "hidden_size", "intermediate_size"),
+        linear("feed_forward_out", "output.dense", "intermediate_size", "hidden_size"),
+        norm("feed_forward_norm", "output.LayerNorm"),
+    ),
+    pooler=(linear("pooler", "pooler.dense", "hidden_size", "hidden_size"),),
+    heads={
+        "base": Head("Model", (), is_pooled=True),
+        "unpooled": Head("Model", ()),
+        "pretraining": Head("ForPreTraining", (*_PREDICTIONS, _NEXT_SENTENCE), is_pooled=True),
+        "masked-lm": Head("ForMaskedLM", _PREDICTIONS),
+        "next-sentence": Head("ForNextSentencePrediction", (_NEXT_SENTENCE,), is_pooled=True),
+        "sequence-classification": Head("ForSequenceClassification", (_CLASSIFIER,), is_pooled=True),
+        "multiple-choice": Head(
+            "ForMultipleChoice", (linear("classifier", "classifier", "hidden_size", 1),), is_pooled=True
+        ),
+        "token-classification": Head("ForTokenClassification", (_CLASSIFIER,)),
+        "question-answering": Head("ForQuestionAnswering", (linear("spans", "qa_outputs", "hidden_size", 2),)),
+    },
+)
+FAMILIES = (DISTILBERT, BERT)
+
+
+def family_of(config: Config) -> Family:
+    """The family that a config belongs to."""
+    return next(family for family in FAMILIES if isinstance(config, family.config))
+
+
+def choose_class(models: Mapping[tuple[str, str], Any], head: str, config: Config) -> tuple[Any, dict[str, Any]]:
+    """Which of a backend's classes computes ``head`` for the family of ``config``.
+
+    Args:
+        models: by the stem of the family and the head that a class has unless it is made with options.
+        head: what to compute.
+        config: the model's.
+
+    Returns:
+        The class, and the options to make it with.
+
+    Raises:
+        InputError: the family has no such head.
+    """
+    family = family_of(config)
+    found = get_head(family, head)
+    if found.is_encoder and family.pooler:
+        return models[family.stem, family.encoder(is_pooled=True)], {"add_pooling_layer": found.is_pooled}
+    return models[family.stem, head], {}
+
 
 @dataclass(frozen=True)
 class Layout:
-    """How a framework spells a parameter: path, last name, and which kinds it keeps the other way round."""
+    """How a framework spells a parameter: path, last name, and which kinds it keeps the other way round.
+
+    ``renamed`` is what it calls some modules, by the beginning of their path.
+    """
 
     separator: str
     layer_number: str
     leaves: dict[Kind, str]
     transposed: frozenset[Kind]
+    renamed: dict[str, str] = field(default_factory=dict)
 
     def name(self, parameter: Parameter) -> str:
         """The full name, for example ``transformer/layer_._0/attention/q_lin/kernel`` in TensorFlow."""
-        path = f"{parameter.section_path}.{parameter.path}.{self.leaves[parameter.kind]}".strip(".")
+        path = parameter.path if parameter.file_path is None else parameter.file_path
+        for usual, own in self.renamed.items():
+            if path.startswith(usual):
+                path = own + path.removeprefix(usual)
+        path = f"{parameter.section_path}.{path}.{self.leaves[parameter.kind]}".strip(".")
         number = self.layer_number.format(parameter.layer)
         return path.replace(".", self.separator).replace(f"{self.separator}{{}}", number)
 
@@ -193,9 +311,10 @@ TENSORFLOW = Layout(
         Kind.NORM_BIAS: "beta",
     },
     transposed=frozenset({Kind.WEIGHT}),
+    renamed={"cls.predictions": "mlm___cls.predictions", "cls.seq_relationship": "nsp___cls.seq_relationship"},
 )
 # What Keras 3's own layers call their variables. Only in transformers' files is one table no Keras embedding.
-KERAS = replace(TENSORFLOW, leaves=TENSORFLOW.leaves | {Kind.WORD_EMBEDDING: "embeddings"})
+KERAS = replace(TENSORFLOW, leaves=TENSORFLOW.leaves | {Kind.WORD_EMBEDDING: "embeddings"}, renamed={})
 # Keras's own files call a layer by its class, which its first kind decides, or that its weight belongs to another.
 KERAS_CLASSES = dict.fromkeys(_EMBEDDINGS, "embedding") | {Kind.WEIGHT: "dense", Kind.NORM_SCALE: "layer_normalization"}
 KERAS_TIED_CLASS = "tied_dense"
@@ -227,7 +346,10 @@ def canonical_name(name: str) -> tuple[str, bool]:
     ``transformer/layer_._0/attention/q_lin/kernel`` becomes ``("transformer.layer.0.attention.q_lin.weight",
     True)``. Names that no layout has keep their words.
     """
-    path, separator, leaf = name.replace("/", ".").replace("_._", ".").rpartition(".")
+    name = name.replace("/", ".").replace("_._", ".")
+    for usual, own in TENSORFLOW.renamed.items():
+        name = name.replace(own, usual)
+    path, separator, leaf = name.rpartition(".")
     leaf, is_transposed = _LEAVES.get(leaf, (leaf, False))
     return path + separator + leaf, is_transposed
 
@@ -236,8 +358,9 @@ def canonical_name(name: str) -> tuple[str, bool]:
 class Parameter:
     """One parameter of one model.
 
-    ``section`` is ``"embeddings"``, ``"layer"`` or ``"head"``; ``shape`` and ``axes`` are in PyTorch's order;
-    ``tied_to`` is the canonical name of the parameter that this one is, where it has no values of its own.
+    ``section`` is ``"embeddings"``, ``"layer"``, ``"pooler"`` or ``"head"``; ``shape`` and ``axes`` are in PyTorch's
+    order; ``tied_to`` is the canonical name of the parameter that this one is, where it has no values of its own;
+    ``file_path`` stands for ``path`` in names, where the two differ.
     """
 
     role: str
@@ -249,6 +372,13 @@ class Parameter:
     axes: tuple[str | int, ...]
     shape: tuple[int, ...]
     tied_to: str | None = None
+    file_path: str | None = None
+
+    @property
+    def layer_name(self) -> str:
+        """What our Keras classes call the module: the end of its path, or all of it where the end says nothing."""
+        end = self.path.rpartition(".")[2]
+        return self.path.replace(".", "_") if end in ("dense", "LayerNorm") else end
 
     @property
     def name(self) -> str:
@@ -267,33 +397,38 @@ def get_head(family: Family, head: str) -> Head:
     return family.heads[head]
 
 
-def parameters(config: DistilBertConfig, head: str, family: Family = DISTILBERT) -> tuple[Parameter, ...]:
+def parameters(config: Config, head: str, family: Family | None = None) -> tuple[Parameter, ...]:
     """Every parameter of the model that ``config`` and ``head`` describe, in the state dict's order.
+
+    ``family`` is by default the config's.
 
     Raises:
         InputError: the family has no head of that name.
     """
-    prefix = "" if head == "base" else family.prefix + "."
+    family = family or family_of(config)
+    prefix = "" if get_head(family, head).is_encoder else family.prefix + "."
     sections: list[tuple[str, str, int | None, tuple[Row, ...]]] = [
         ("embeddings", prefix + family.embeddings_path, None, family.embeddings)
     ]
-    for number in range(config.n_layers):
+    for number in range(config.num_hidden_layers):
         sections.append(("layer", prefix + family.layer_path, number, family.layer))
+    if get_head(family, head).is_pooled:
+        sections.append(("pooler", prefix.removesuffix("."), None, family.pooler))
     sections.append(("head", "", None, get_head(family, head).rows))
     listed: list[Parameter] = []
     for section, path, layer, rows in sections:
         for row in rows:
             listed.extend(_expand(row, section, path, layer, config))
     names = {parameter.role: parameter.name for parameter in listed if parameter.section == "embeddings"}
-    return tuple(_tie(parameter, names, config) for parameter in listed)
+    return tuple(_tie(parameter, names) for parameter in listed)
 
 
-def _expand(row: Row, section: str, path: str, layer: int | None, config: DistilBertConfig) -> Iterator[Parameter]:
+def _expand(row: Row, section: str, path: str, layer: int | None, config: Config) -> Iterator[Parameter]:
     for kind in row.kinds:
         axes = row.axes[:1] if kind in (Kind.BIAS, Kind.NORM_BIAS) else row.axes
         if row.role == "positions" and config.sinusoidal_pos_embds:
             kind = Kind.SINUSOID
-        yield Parameter(
+        parameter = Parameter(
             role=row.role,
             section=section,
             section_path=path,
@@ -304,16 +439,22 @@ def _expand(row: Row, section: str, path: str, layer: int | None, config: Distil
             shape=tuple(dimension(axis, config, layer) for axis in axes),
             tied_to=row.tied_to if kind is Kind.WEIGHT and config.tie_word_embeddings else None,
         )
+        if kind is Kind.BIAS and row.bias_path is not None:
+            kept = replace(parameter, file_path=row.bias_path)
+            yield kept
+            yield replace(parameter, tied_to=kept.name)  # PyTorch's files have it in the module as well
+        else:
+            yield parameter
 
 
-def _tie(parameter: Parameter, names: dict[str, str], config: DistilBertConfig) -> Parameter:
+def _tie(parameter: Parameter, names: dict[str, str]) -> Parameter:
     """Turn the role that a row is tied to into that parameter's canonical name."""
-    if parameter.tied_to is None:
+    if parameter.tied_to not in names:
         return parameter
     return replace(parameter, tied_to=names[parameter.tied_to])
 
 
-def dimension(axis: str | int, config: DistilBertConfig, layer: int | None = None) -> int:
+def dimension(axis: str | int, config: Config, layer: int | None = None) -> int:
     """The length of an axis of the table, for this config and layer."""
     if isinstance(axis, int):
         return axis
@@ -335,11 +476,11 @@ def dimension(axis: str | int, config: DistilBertConfig, layer: int | None = Non
 #   word embeddings           (V, D)              by words
 #   masked LM's output        (V, D)              by words (tied: as the embeddings)
 #   biases                                        as the rows of their weight
-#   positions, norms, classifiers                 whole on every device
+#   positions, segments, norms, pooler, classifiers   whole on every device
 SPLIT_AXES = ("attention_size", "intermediate_size", "vocab_size")
 
 
-def partition(parameter: Parameter, config: DistilBertConfig, count: int) -> tuple[str | None, ...]:
+def partition(parameter: Parameter, config: Config, count: int) -> tuple[str | None, ...]:
     """Which mesh axis splits each axis of ``parameter`` (in PyTorch's order) over ``count`` devices: "model" or None.
 
     An axis that does not come out even stays whole.
@@ -355,7 +496,7 @@ def partition(parameter: Parameter, config: DistilBertConfig, count: int) -> tup
     return tuple(split(axis) for axis in parameter.axes)
 
 
-def standard_deviation(parameter: Parameter, config: DistilBertConfig) -> float:
+def standard_deviation(parameter: Parameter, config: Config) -> float:
     """The spread of a new parameter's normally distributed values; 0 for those that start as constants."""
     return config.initializer_range if parameter.kind in (Kind.WORD_EMBEDDING, Kind.EMBEDDING, Kind.WEIGHT) else 0.0
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 from distilbert.core.errors import InputError
 from distilbert.core.spec import Layout, Parameter
 
 
-def token_count(config: DistilBertConfig, new_num_tokens: int | None, pad_to_multiple_of: int | None) -> int:
+def token_count(config: Config, new_num_tokens: int | None, pad_to_multiple_of: int | None) -> int:
     """The size that a vocabulary is to get: by default its own, rounded up where asked.
 
     Raises:
@@ -25,7 +25,7 @@ def token_count(config: DistilBertConfig, new_num_tokens: int | None, pad_to_mul
     return -(-count // pad_to_multiple_of) * pad_to_multiple_of
 
 
-def resized(config: DistilBertConfig, axis: str, size: int) -> DistilBertConfig:
+def resized(config: Config, axis: str, size: int) -> Config:
     """The config with another length of ``axis``.
 
     Raises:
@@ -33,10 +33,10 @@ def resized(config: DistilBertConfig, axis: str, size: int) -> DistilBertConfig:
     """
     if not isinstance(size, int) or size < 1:
         raise InputError(f"{axis} cannot become {size!r}, expected an integer of at least 1")
-    return DistilBertConfig.from_dict(config.to_dict(), **{axis: size})
+    return config.from_dict(config.to_dict(), **{axis: size})
 
 
-def pruned(config: DistilBertConfig, heads_to_prune: Mapping[int, list[int]]) -> DistilBertConfig:
+def pruned(config: Config, heads_to_prune: Mapping[int, list[int]]) -> Config:
     """The config without the heads named, counted as before any pruning, and without those pruned earlier.
 
     Raises:
@@ -44,10 +44,10 @@ def pruned(config: DistilBertConfig, heads_to_prune: Mapping[int, list[int]]) ->
     """
     before = config.pruned_heads
     after = {layer: sorted({*before.get(layer, ()), *heads}) for layer, heads in heads_to_prune.items()}
-    return DistilBertConfig.from_dict(config.to_dict(), pruned_heads=before | after)
+    return config.from_dict(config.to_dict(), pruned_heads=before | after)
 
 
-def kept_rows(parameter: Parameter, before: DistilBertConfig, after: DistilBertConfig) -> np.ndarray:
+def kept_rows(parameter: Parameter, before: Config, after: Config) -> np.ndarray:
     """Which places along the ``attention_size`` axis of a layer's ``parameter`` outlive the pruning."""
     assert parameter.layer is not None
     head_size = before.hidden_size // before.num_attention_heads
@@ -57,9 +57,7 @@ def kept_rows(parameter: Parameter, before: DistilBertConfig, after: DistilBertC
     return (np.asarray(kept)[:, None] * head_size + np.arange(head_size)).ravel()
 
 
-def pruned_values(
-    parameter: Parameter, old: np.ndarray, layout: Layout, before: DistilBertConfig, after: DistilBertConfig
-) -> np.ndarray:
+def pruned_values(parameter: Parameter, old: np.ndarray, layout: Layout, before: Config, after: Config) -> np.ndarray:
     """What pruning leaves of a parameter's values, which lie as ``layout`` says."""
     if "attention_size" not in parameter.axes:
         return old

@@ -1,4 +1,4 @@
-"""DistilBERT's tokenizer: BERT's word pieces (Wu et al. 2016), on the ``tokenizers`` library."""
+"""The tokenizers of BERT and DistilBERT: word pieces (Wu et al. 2016), on the ``tokenizers`` library."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import threading
 from collections import UserDict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from tokenizers import (
@@ -196,7 +196,7 @@ class DistilBertTokenizer:
         InputError: a special token is not in the vocabulary, or an added one does not follow it.
     """
 
-    model_input_names = ("input_ids", "attention_mask")
+    model_input_names: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask")
     is_fast = True
 
     def __init__(
@@ -314,7 +314,7 @@ class DistilBertTokenizer:
         local_files_only: bool = False,
         token: str | bool | None = None,
         **overrides: Any,
-    ) -> DistilBertTokenizer:
+    ) -> Self:
         """Read a tokenizer from a folder or the Hub; ``overrides`` are arguments of the class.
 
         Where ``tokenizer_config.json`` has no ``added_tokens_decoder``, it was saved before transformers 4.34. Then
@@ -345,11 +345,11 @@ class DistilBertTokenizer:
 
     def save_pretrained(self, folder: str | Path) -> list[Path]:
         """Write ``tokenizer.json``, ``vocab.txt`` and ``tokenizer_config.json``; all of it or nothing."""
-        options = {name: getattr(self, name) for name in DistilBertTokenizer.__init__.__kwdefaults__ or ()}
+        options = {name: getattr(self, name) for name in type(self).__init__.__kwdefaults__ or ()}
         with replace_files(folder) as stage:
             (stage / TOKENIZER_FILE).write_text(self.backend_tokenizer.to_str(pretty=True), encoding="utf-8")
             (stage / VOCAB_FILE).write_text(self._vocabulary_text(), encoding="utf-8")
-            options["tokenizer_class"] = "DistilBertTokenizer"
+            options["tokenizer_class"] = type(self).__name__
             text = json.dumps(options, indent=2, default=AddedToken.__getstate__) + "\n"
             (stage / CONFIG_FILE).write_text(text, encoding="utf-8")
             text = json.dumps(self.special_tokens_map, indent=2) + "\n"
@@ -368,7 +368,7 @@ class DistilBertTokenizer:
         pieces = self.backend_tokenizer.get_vocab(with_added_tokens=False)
         return "".join(f"{piece}\n" for piece in sorted(pieces, key=pieces.__getitem__))
 
-    def train_new_from_iterator(self, texts: Iterable[str], vocab_size: int, **options: Any) -> DistilBertTokenizer:
+    def train_new_from_iterator(self, texts: Iterable[str], vocab_size: int, **options: Any) -> Self:
         """A tokenizer like this one with a vocabulary learned from ``texts`` (or batches of texts)."""
         new = copy.deepcopy(self)
         trainer = WordPieceTrainer(
@@ -657,7 +657,7 @@ class DistilBertTokenizer:
     def __getattr__(self, name: str) -> Any:
         if name.endswith("_token_id") and name.removesuffix("_id") in SPECIAL:
             return self.backend_tokenizer.token_to_id(getattr(self, name.removesuffix("_id")))
-        raise AttributeError(f"DistilBertTokenizer has no attribute {name!r}")
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     @property
     def all_special_tokens(self) -> list[str]:
@@ -687,10 +687,17 @@ class DistilBertTokenizer:
         vars(self).update(state, _lock=threading.Lock())
 
     def __repr__(self) -> str:
-        return f"DistilBertTokenizer(vocab_size={self.vocab_size}, do_lower_case={self.do_lower_case})"
+        return f"{type(self).__name__}(vocab_size={self.vocab_size}, do_lower_case={self.do_lower_case})"
+
+
+class BertTokenizer(DistilBertTokenizer):
+    """The same, with the segments that BERT tells apart: a call also returns ``token_type_ids``."""
+
+    model_input_names = ("input_ids", "token_type_ids", "attention_mask")
 
 
 DistilBertTokenizerFast = DistilBertTokenizer
+BertTokenizerFast = BertTokenizer
 
 
 def _read(path: str | Path, reader: Any) -> Any:

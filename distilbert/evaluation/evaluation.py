@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distilbert.core.backends import choose_backend, require_backend
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config, read_config
 from distilbert.core.errors import InputError
 from distilbert.evaluation.tasks import EVALUATIONS, Task
 from distilbert.pipelines import pipeline
@@ -83,10 +83,8 @@ def evaluate(
     evaluation = _choose(task, options)
     for library in evaluation.libraries:
         require_backend(library, "evaluate")
-    if isinstance(model, Pipeline):
-        config = model.config
-    else:
-        config = DistilBertConfig.from_pretrained(model)
+    config: Config = model.config if isinstance(model, Pipeline) else read_config(model)
+    if not isinstance(model, Pipeline):
         choose_backend(backend)  # which complains before much is read
     examples = evaluation.read(str(data), config)
     if not examples:

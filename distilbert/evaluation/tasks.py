@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, cast
 import numpy as np
 from tokenizers import Encoding
 
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 from distilbert.core.errors import InputError
 from distilbert.evaluation import data, metrics
 from distilbert.evaluation.metrics import Measured
@@ -40,7 +40,7 @@ class Task(Protocol):
 
     libraries: ClassVar[tuple[str, ...]]
 
-    def read(self, name: str, config: DistilBertConfig) -> list[Example]:
+    def read(self, name: str, config: Config) -> list[Example]:
         """The examples in a file.
 
         Raises:
@@ -50,7 +50,7 @@ class Task(Protocol):
     def answerer(self, examples: Sequence[Example]) -> tuple[type[Pipeline], dict[str, Any]]:
         """What answers, and with which options."""
 
-    def measure(self, truths: Sequence[Any], answers: Sequence[Any], config: DistilBertConfig) -> Measured:
+    def measure(self, truths: Sequence[Any], answers: Sequence[Any], config: Config) -> Measured:
         """What the answers are worth."""
 
 
@@ -70,7 +70,7 @@ class TextClassification:
 
     libraries: ClassVar = ("sklearn", "scipy")
 
-    def read(self, name: str, config: DistilBertConfig) -> list[Example]:
+    def read(self, name: str, config: Config) -> list[Example]:
         """A label is a name or number; several are a list, or parted by commas, or a 0 or 1 for each of the model's."""
         if config.problem_type == "regression" and config.num_labels > 1:
             raise InputError(f"the model gives {config.num_labels} numbers for a text, expected one to evaluate")
@@ -88,7 +88,7 @@ class TextClassification:
         """All labels with their logits."""
         return TextClassificationPipeline, {"top_k": None, "function_to_apply": "none"}
 
-    def measure(self, truths: Sequence[Any], answers: Sequence[Any], config: DistilBertConfig) -> Measured:
+    def measure(self, truths: Sequence[Any], answers: Sequence[Any], config: Config) -> Measured:
         """A label of several is given where its probability is above one half."""
         names = [config.id2label[number] for number in range(config.num_labels)]
         kind = _kind(config)
@@ -103,14 +103,14 @@ class TextClassification:
         return metrics.classification(truths, [numbers[answer[0]["label"]] for answer in answers], names)
 
 
-def _kind(config: DistilBertConfig) -> str:
+def _kind(config: Config) -> str:
     """The problem that a classifier was trained for, by its config as the losses read it."""
     if config.problem_type is None:
         return "regression" if config.num_labels == 1 else "single_label_classification"
     return config.problem_type
 
 
-def _number(label: Any, config: DistilBertConfig) -> float:
+def _number(label: Any, config: Config) -> float:
     try:
         number = float(label)
     except (TypeError, ValueError):
@@ -120,7 +120,7 @@ def _number(label: Any, config: DistilBertConfig) -> float:
     return number
 
 
-def _label_number(label: Any, config: DistilBertConfig) -> int:
+def _label_number(label: Any, config: Config) -> int:
     """The number of a class, from its name or its number."""
     names = {name: number for number, name in reversed(config.id2label.items())}
     name = str(int(label)) if isinstance(label, float) and label.is_integer() else str(label).strip()
@@ -138,7 +138,7 @@ def _label_number(label: Any, config: DistilBertConfig) -> int:
     raise InputError(f"label is {name[:40]!r}, expected one of the model's: {shown}{numbers}")
 
 
-def _label_numbers(label: Any, config: DistilBertConfig) -> set[int]:
+def _label_numbers(label: Any, config: Config) -> set[int]:
     """The numbers of the labels of a text."""
     if isinstance(label, str):
         label = [name for name in label.split(",") if name.strip()]
@@ -183,7 +183,7 @@ class TokenClassification:
 
     libraries: ClassVar = ("sklearn", "seqeval")
 
-    def read(self, name: str, config: DistilBertConfig) -> list[Example]:
+    def read(self, name: str, config: Config) -> list[Example]:
         """Kinds of entities have to be the model's, but a label that begins one, or goes on, may be unknown to it."""
         known = {_entity(label) for label in config.id2label.values()} | {OUTSIDE}
         examples = []
@@ -199,7 +199,7 @@ class TokenClassification:
         """Labels of words."""
         return WordLabels, {"is_split_into_words": True}
 
-    def measure(self, truths: Sequence[Any], answers: Sequence[Any], config: DistilBertConfig) -> Measured:
+    def measure(self, truths: Sequence[Any], answers: Sequence[Any], config: Config) -> Measured:
         """Entities, where labels are of entities; words otherwise, as for parts of speech."""
         predicted = [labels for labels, _ in answers]
         words = sum(map(len, truths))
@@ -243,7 +243,7 @@ class QuestionAnswering:
 
     libraries: ClassVar = ()
 
-    def read(self, name: str, config: DistilBertConfig) -> list[Example]:
+    def read(self, name: str, config: Config) -> list[Example]:
         """The truth is the question as read."""
         return [
             Example({"question": question.question, "context": question.context}, question)
@@ -256,7 +256,7 @@ class QuestionAnswering:
         options = {"max_answer_len": self.max_answer_len, "handle_impossible_answer": may_be_impossible}
         return TASKS["question-answering"], options
 
-    def measure(self, truths: Sequence[Any], answers: Sequence[Any], config: DistilBertConfig) -> Measured:
+    def measure(self, truths: Sequence[Any], answers: Sequence[Any], config: Config) -> Measured:
         """As SQuAD 1.1 counts; as 2.0 where questions may have no answer."""
         return metrics.squad(
             [answer["answer"] for answer in answers],
@@ -357,7 +357,7 @@ class FillMask:
 
     libraries: ClassVar = ()
 
-    def read(self, name: str, config: DistilBertConfig) -> list[Example]:
+    def read(self, name: str, config: Config) -> list[Example]:
         """Lines that are not blank; they are their own truth."""
         return [Example(line, None) for _, line in data.read_lines(name) if line.strip()]
 
@@ -365,7 +365,7 @@ class FillMask:
         """Log-probabilities."""
         return HiddenTokens, {"mask_probability": self.mask_probability, "seed": self.seed}
 
-    def measure(self, truths: Sequence[Any], answers: Sequence[Any], config: DistilBertConfig) -> Measured:
+    def measure(self, truths: Sequence[Any], answers: Sequence[Any], config: Config) -> Measured:
         """The perplexity."""
         found = [value for answer in answers for value in answer]
         if not found:

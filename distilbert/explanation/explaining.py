@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Encoding
 
 from distilbert.conversion.source import head_of
 from distilbert.core.backends import BACKENDS, choose_backend
 from distilbert.core.checkpoint import load, require_head
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config, read_config
 from distilbert.core.errors import InputError
 from distilbert.core.files import replace_file
-from distilbert.core.spec import DISTILBERT, parameters
+from distilbert.core.spec import family_of, parameters
 from distilbert.core.tokenizer import DistilBertTokenizer
 from distilbert.explanation.attribution import integrated_gradients
 from distilbert.pipelines.question_answering import QuestionAnsweringPipeline
@@ -149,17 +150,19 @@ def explain(
         raise InputError(f"the task is {task}, and {given} is given; only question-answering takes one, and needs it")
     texts = (text,) if question is None else (question, text)
     options: dict[str, Any] = {"config": None, "overrides": {}, "ignore_mismatched_sizes": False}
-    config, tensors, report = load(model, TASKS[task], family=DISTILBERT, **options)
+    config, tensors, report = load(model, TASKS[task], family=family_of(read_config(model)), **options)
     require_head(report, TASKS[task], model)
     tokenizer = DistilBertTokenizer.from_pretrained(model)
-    ids_L, tokens = _read(texts, tokenizer, config)
+    encoding, tokens = _read(texts, tokenizer, config)
+    ids_L = np.array(encoding.ids)
+    segments_L = np.array(encoding.type_ids) if family_of(config).has_segments else None
     probe = importlib.import_module(f"{package}.probe").Probe(TASKS[task], model)
 
     # An untrained vector or zeros would be no word at all to the model: [MASK] is the one that pretraining taught to
     # stand for a word that is not known. Positions, [CLS] and [SEP] stay, so that only the words make a difference.
     is_special_L = np.array([token.sequence is None for token in tokens])
     baseline_L = np.where(is_special_L, ids_L, tokenizer.mask_token_id)
-    found = probe.outputs(_inputs(input_ids=np.stack([ids_L, baseline_L])))
+    found = probe.outputs(_inputs(segments_L, input_ids=np.stack([ids_L, baseline_L])))
     outputs = {name: value[0] for name, value in found.items()}
     chosen = ANSWERS[task](outputs, texts, tokens, config, tokenizer)
 
@@ -173,7 +176,7 @@ def explain(
         )
         tried: list[Target] = []
         for count in STEPS if steps is None else (steps,):
-            contributions_L = _contributions(probe, vectors_LD, baseline_LD, factors, count)
+            contributions_L = _contributions(probe, vectors_LD, baseline_LD, segments_L, factors, count)
             tried.append(Target(answer, name, value, baseline_value, contributions_L, count))
             if abs(tried[-1].gap) <= GAP * abs(value - baseline_value):
                 break
@@ -197,17 +200,15 @@ def _detect_task(model: str | Path) -> str:
     Raises:
         InputError: none that can be explained.
     """
-    head = head_of(model, DistilBertConfig.from_pretrained(model))
+    head = head_of(model, read_config(model))
     for task, of in TASKS.items():
         if of == head:
             return task
     raise InputError(f"{model}: its head is {head}, expected one of {', '.join(TASKS.values())}")
 
 
-def _read(
-    texts: tuple[str, ...], tokenizer: DistilBertTokenizer, config: DistilBertConfig
-) -> tuple[np.ndarray, tuple[Token, ...]]:
-    """The ids (L,) of a text or of a pair, and where they come from.
+def _read(texts: tuple[str, ...], tokenizer: DistilBertTokenizer, config: Config) -> tuple[Encoding, tuple[Token, ...]]:
+    """A text or a pair as the model reads it, and where its tokens come from.
 
     Raises:
         InputError: a text without tokens, or too many.
@@ -222,23 +223,29 @@ def _read(
     limit = min(tokenizer.model_max_length, config.max_position_embeddings)
     if len(tokens) > limit:
         raise InputError(f"the text has {len(tokens)} tokens, expected at most the model's {limit}; shorten it")
-    return np.array(encoding.ids), tokens
+    return encoding, tokens
 
 
-def _inputs(**given: np.ndarray) -> dict[str, np.ndarray]:
+def _inputs(segments_L: np.ndarray | None, **given: np.ndarray) -> dict[str, np.ndarray]:
     """What a model takes, with a mask that leaves nothing out."""
     (first,) = given.values()
-    return {**given, "attention_mask": np.ones(first.shape[:2], np.int64)}
+    inputs = {**given, "attention_mask": np.ones(first.shape[:2], np.int64)}
+    return inputs if segments_L is None else inputs | {"token_type_ids": np.tile(segments_L, (len(first), 1))}
 
 
 def _contributions(
-    probe: Any, vectors_LD: np.ndarray, baseline_LD: np.ndarray, factors: Factors, steps: int
+    probe: Any,
+    vectors_LD: np.ndarray,
+    baseline_LD: np.ndarray,
+    segments_L: np.ndarray | None,
+    factors: Factors,
+    steps: int,
 ) -> np.ndarray:
     """What each token adds to the sum of outputs times ``factors``."""
     rows = min(steps, max(1, BATCH_TOKENS // len(vectors_LD)))
     repeated = {name: np.repeat(factor[None], rows, 0) for name, factor in factors.items()}
     return integrated_gradients(
-        lambda points_RLD: probe.pull_back(_inputs(inputs_embeds=points_RLD), repeated),
+        lambda points_RLD: probe.pull_back(_inputs(segments_L, inputs_embeds=points_RLD), repeated),
         vectors_LD,
         baseline_LD,
         steps=steps,
@@ -250,14 +257,16 @@ def _contributions(
 class _Known:
     """A model that gives what is known already, so that pipelines can answer."""
 
-    config: DistilBertConfig
+    config: Config
     outputs: Factors
 
     def batch_rows(self, length: int) -> int:
         """One."""
         return 1
 
-    def __call__(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> dict[str, np.ndarray]:
+    def __call__(
+        self, input_ids: np.ndarray, attention_mask: np.ndarray, token_type_ids: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
         """The outputs as a batch."""
         return {name: values[None] for name, values in self.outputs.items()}
 
@@ -270,7 +279,7 @@ class _Chosen:
     explained: tuple[tuple[Answer, str, Factors], ...]
 
 
-def _labels(outputs: Factors, texts: Any, tokens: Any, config: DistilBertConfig, tokenizer: Any) -> _Chosen:
+def _labels(outputs: Factors, texts: Any, tokens: Any, config: Config, tokenizer: Any) -> _Chosen:
     """The labels of a text, the best first, which is explained."""
     logits_C = outputs["logits"]
     scores_C = FUNCTIONS[default_function(config)](logits_C)
@@ -283,7 +292,7 @@ def _labels(outputs: Factors, texts: Any, tokens: Any, config: DistilBertConfig,
     return _Chosen(answers, ((answers[0], name, {"logits": _margin(best[0], config)}),))
 
 
-def _margin(chosen: int, config: DistilBertConfig) -> np.ndarray:
+def _margin(chosen: int, config: Config) -> np.ndarray:
     """Factors (C,) of the logits. What raises all of them changes no probability, where they are shares of 1."""
     count = config.num_labels
     factors_C = np.zeros(count, np.float32)
@@ -293,7 +302,7 @@ def _margin(chosen: int, config: DistilBertConfig) -> np.ndarray:
     return factors_C
 
 
-def _less(config: DistilBertConfig) -> str:
+def _less(config: Config) -> str:
     return " less the mean of the others" if default_function(config) == "softmax" else ""
 
 
@@ -301,7 +310,7 @@ def _entities(
     outputs: Factors,
     texts: tuple[str, ...],
     tokens: tuple[Token, ...],
-    config: DistilBertConfig,
+    config: Config,
     tokenizer: DistilBertTokenizer,
 ) -> _Chosen:
     """The entities in a text; the most certain are explained."""
@@ -322,9 +331,7 @@ def _entities(
     )
 
 
-def _entity_factors(
-    answer: Answer, logits_LC: np.ndarray, tokens: tuple[Token, ...], config: DistilBertConfig
-) -> np.ndarray:
+def _entity_factors(answer: Answer, logits_LC: np.ndarray, tokens: tuple[Token, ...], config: Config) -> np.ndarray:
     """Factors (L, C) of what made words part of an entity: of the first token, for the label, beginning or inside."""
     factors_LC = np.zeros_like(logits_LC)
     kinds = [index for index, label in config.id2label.items() if label.split("-", 1)[-1] == answer.label]
@@ -341,7 +348,7 @@ def _span(
     outputs: Factors,
     texts: tuple[str, ...],
     tokens: tuple[Token, ...],
-    config: DistilBertConfig,
+    config: Config,
     tokenizer: DistilBertTokenizer,
 ) -> _Chosen:
     """The most probable answer to a question."""

@@ -1,8 +1,9 @@
-"""The encoder of DistilBERT (Sanh et al. 2019, https://arxiv.org/abs/1910.01108), in Flax NNX.
+"""The encoder of BERT and DistilBERT, in Flax NNX.
 
-A post-norm Transformer (Vaswani et al. 2017) that is BERT (Devlin et al. 2018) without segment embeddings and
-without a pooler. Read from the top: embeddings, one layer, the stack. Modules are called by their role in the
-spec (``distilbert/core/spec.py``), which alone knows their names and shapes.
+A post-norm Transformer (Vaswani et al. 2017). DistilBERT (Sanh et al. 2019, https://arxiv.org/abs/1910.01108) is BERT
+(Devlin et al. 2018, https://arxiv.org/abs/1810.04805) without segment embeddings and without a pooler. Read from the
+top: embeddings, one layer, the stack, the models. Modules are called by their role in the spec
+(``distilbert/core/spec.py``), which alone knows their names and shapes.
 
 B batch, L length, D model, H heads, K size of a head, F feed-forward.
 """
@@ -20,11 +21,11 @@ import numpy as np
 from flax import nnx
 
 from distilbert.core import inputs
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 from distilbert.core.outputs import ModelOutput
-from distilbert.core.spec import Parameter
+from distilbert.core.spec import BERT, DISTILBERT, Parameter
 from distilbert.flax.attention import eager_attention, visible_tokens
-from distilbert.flax.model import PreTrainedModel
+from distilbert.flax.model import BertModelCall, PreTrainedModel
 from distilbert.flax.parameters import FromSpec, Precision, attach, find
 
 logger = logging.getLogger("distilbert")
@@ -52,9 +53,9 @@ def get_activation(activation: str | Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Embeddings(FromSpec):
-    """Word plus position embeddings, normalised."""
+    """Word plus position embeddings, and for BERT segment embeddings, normalised."""
 
-    def __init__(self, listed: list[Parameter], config: DistilBertConfig, precision: Precision, rngs: nnx.Rngs) -> None:
+    def __init__(self, listed: list[Parameter], config: Config, precision: Precision, rngs: nnx.Rngs) -> None:
         super().__init__()
         self.add_parts(listed, config, precision, rngs)
         self.pad_token_id = config.pad_token_id
@@ -62,7 +63,12 @@ class Embeddings(FromSpec):
         self.dropout = nnx.Dropout(config.hidden_dropout_prob)
 
     def __call__(
-        self, input_ids: Array | None, position_ids: Array, inputs_embeds: Array | None, rngs: nnx.Rngs | None
+        self,
+        input_ids: Array | None,
+        position_ids: Array,
+        inputs_embeds: Array | None,
+        token_type_ids: Array | None,
+        rngs: nnx.Rngs | None,
     ) -> Array:
         """Ids (B, L), or word vectors (B, L, D) in their place, to vectors (B, L, D)."""
         words_BLD = self.part("words")(input_ids) if inputs_embeds is None else inputs_embeds
@@ -70,18 +76,23 @@ class Embeddings(FromSpec):
             # Padding's own vector is never trained, as in PyTorch (its padding_idx).
             is_padding = (input_ids == self.pad_token_id)[:, :, None]
             words_BLD = jnp.where(is_padding, jax.lax.stop_gradient(words_BLD), words_BLD)
-        summed_BLD = words_BLD.astype(self.dtype) + self.part("positions")(position_ids).astype(self.dtype)
+        words_BLD = words_BLD.astype(self.dtype)
+        if "types" in dict(self.paths):
+            types = jnp.zeros_like(position_ids) if token_type_ids is None else token_type_ids
+            words_BLD = words_BLD + self.part("types")(types).astype(self.dtype)
+        summed_BLD = words_BLD + self.part("positions")(position_ids).astype(self.dtype)
         return self.dropout(self.part("norm")(summed_BLD), deterministic=rngs is None, rngs=rngs)
 
 
 class Layer(FromSpec):
     """Self-attention and a feed-forward network, each with a residual and a norm after it."""
 
-    def __init__(self, listed: list[Parameter], config: DistilBertConfig, precision: Precision, rngs: nnx.Rngs) -> None:
+    def __init__(self, listed: list[Parameter], config: Config, precision: Precision, rngs: nnx.Rngs) -> None:
         super().__init__()
         self.add_parts(listed, config, precision, rngs)
         self.head_size = config.hidden_size // config.num_attention_heads
         self.attention_dropout = nnx.Dropout(config.attention_probs_dropout_prob)
+        self.attention_output_dropout = nnx.Dropout(config.attention_output_dropout)
         self.activation = get_activation(config.hidden_act)
         self.dropout = nnx.Dropout(config.hidden_dropout_prob)
 
@@ -104,6 +115,7 @@ class Layer(FromSpec):
         context_BQHK = context_BHQK.transpose(0, 2, 1, 3)
         width = context_BQHK.shape[2] * self.head_size  # spelt out for the sake of empty batches
         attended_BQD = self.part("attention_out")(context_BQHK.reshape(*context_BQHK.shape[:2], width))
+        attended_BQD = self.attention_output_dropout(attended_BQD, **random)
         attended_BQD = self.part("attention_norm")(attended_BQD + asking_BQD)
         inner_BQF = self.activation(self.part("feed_forward_in")(attended_BQD))
         outer_BQD = self.dropout(self.part("feed_forward_out")(inner_BQF), **random)
@@ -115,19 +127,25 @@ class Layer(FromSpec):
         return projected.reshape(*projected.shape[:2], heads, self.head_size).transpose(0, 2, 1, 3)
 
 
-class FlaxDistilBertModel(PreTrainedModel):
-    """The bare encoder: ids to one vector a token. Returns ``last_hidden_state`` (B, L, D)."""
+class Encoder(PreTrainedModel):
+    """Embeddings, layers, and for a family that has one a pooler. ``family`` says whose rows they are made from."""
 
     head = "base"
 
+    def __init__(self, config: Config, *arguments: Any, is_pooled: bool = False, **options: Any) -> None:
+        self.head = self.family.encoder(is_pooled)
+        super().__init__(config, *arguments, **options)
+
     def add_modules(self) -> None:
-        """The embeddings and the layers."""
+        """The embeddings, the layers and the pooler."""
         listed = self.parameter_list()
         options = (self.config, self.precision, self.rngs)
-        attach(self, self.family.embeddings_path, Embeddings([p for p in listed if p.layer is None], *options))
+        embeddings = Embeddings([p for p in listed if p.section == "embeddings"], *options)
+        attach(self, self.family.embeddings_path, embeddings)
         for layer in range(self.config.num_hidden_layers):
             path = self.family.layer_path.format(layer)
             attach(self, path, Layer([p for p in listed if p.layer == layer], *options))
+        self.add_parts([p for p in listed if p.section == "pooler"], *options)
 
     def forward(
         self,
@@ -148,11 +166,11 @@ class FlaxDistilBertModel(PreTrainedModel):
         classifiers of texts read: an eighth of the time. ``last_hidden_state`` is then (B, 1, D). Without effect
         where attentions or hidden states are asked for.
         """
-        input_ids, position_ids = self.check_inputs(
+        input_ids, position_ids, token_type_ids = self.check_inputs(
             input_ids, attention_mask, inputs_embeds, position_ids, token_type_ids
         )
         embeddings = find(self, self.family.embeddings_path)
-        hidden_BLD = embeddings(input_ids, position_ids, inputs_embeds, rngs)
+        hidden_BLD = embeddings(input_ids, position_ids, inputs_embeds, token_type_ids, rngs)
         visible = None if attention_mask is None else visible_tokens(jnp.asarray(attention_mask))
         head_masks = self.split_head_mask(head_mask, hidden_BLD)
 
@@ -170,6 +188,7 @@ class FlaxDistilBertModel(PreTrainedModel):
                 attentions += (probability_BHQL,)
         return ModelOutput(
             last_hidden_state=hidden_BLD,
+            pooler_output=jnp.tanh(self.part("pooler")(hidden_BLD[:, 0])) if "pooler" in dict(self.paths) else None,
             hidden_states=hidden_states if output_hidden_states else None,
             attentions=attentions if output_attentions else None,
         )
@@ -192,13 +211,13 @@ class FlaxDistilBertModel(PreTrainedModel):
         inputs_embeds: Array | None,
         position_ids: Array | None,
         token_type_ids: Array | None,
-    ) -> tuple[Array | None, Array]:
+    ) -> tuple[Array | None, Array, Array | None]:
         """Explain what the kernels below would answer with nonsense.
 
         Returns:
-            The ids and the positions to go on with.
+            The ids, the positions and the segments to go on with.
         """
-        shapes = (input_ids, attention_mask, inputs_embeds, position_ids)
+        shapes = (input_ids, attention_mask, inputs_embeds, position_ids, token_type_ids)
         inputs.check_shapes(*(None if given is None else known(given.shape) for given in shapes), config=self.config)
         if inputs_embeds is None:
             input_ids = check_values("input_ids", input_ids, self.config.vocab_size)
@@ -208,9 +227,38 @@ class FlaxDistilBertModel(PreTrainedModel):
             position_ids = jnp.arange(given.shape[1])[None]
         else:
             position_ids = check_values("position_ids", position_ids, self.config.max_position_embeddings)
-        if token_type_ids is not None:
+        if token_type_ids is not None and self.family.has_segments:
+            token_type_ids = check_values("token_type_ids", token_type_ids, self.config.type_vocab_size)
+        elif token_type_ids is not None:
             warn_of_token_types()
-        return input_ids, position_ids
+        return input_ids, position_ids, token_type_ids
+
+
+class FlaxDistilBertModel(Encoder):
+    """The bare DistilBERT: ids to one vector a token. Returns ``last_hidden_state`` (B, L, D)."""
+
+    family = DISTILBERT
+
+
+class FlaxBertModel(BertModelCall, Encoder):
+    """The bare BERT. Returns ``last_hidden_state`` (B, L, D) and ``pooler_output`` (B, D), the vector of the text.
+
+    Args:
+        config: shapes and rates.
+        arguments: see ``PreTrainedModel``.
+        add_pooling_layer: False leaves out ``pooler_output``.
+        options: see ``PreTrainedModel``.
+    """
+
+    family = BERT
+
+    def __init__(self, config: Config, *arguments: Any, add_pooling_layer: bool = True, **options: Any) -> None:
+        super().__init__(config, *arguments, is_pooled=add_pooling_layer, **options)
+
+    @property
+    def own_options(self) -> dict[str, Any]:
+        """See ``PreTrainedModel``."""
+        return {"add_pooling_layer": self.family.heads[self.head].is_pooled}
 
 
 def known(shape: tuple[Any, ...]) -> inputs.Shape:

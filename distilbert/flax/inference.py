@@ -11,16 +11,18 @@ import numpy as np
 
 from distilbert.core.batches import batch_rows
 from distilbert.core.checkpoint import require_head
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config, read_config
 from distilbert.core.errors import InputError
 from distilbert.core.inputs import as_array, check_range
+from distilbert.core.spec import choose_class
 from distilbert.flax import heads
-from distilbert.flax.encoder import FlaxDistilBertModel
+from distilbert.flax.encoder import FlaxBertModel, FlaxDistilBertModel
 from distilbert.flax.losses import IGNORED
 from distilbert.flax.model import PreTrainedModel
 
-MODELS: dict[str, type[PreTrainedModel]] = {
-    model.head: model
+# By the stem of the family and the head.
+MODELS: dict[tuple[str, str], type[PreTrainedModel]] = {
+    (model.family.stem, model.head): model
     for model in (
         FlaxDistilBertModel,
         heads.FlaxDistilBertForMaskedLM,
@@ -28,12 +30,21 @@ MODELS: dict[str, type[PreTrainedModel]] = {
         heads.FlaxDistilBertForMultipleChoice,
         heads.FlaxDistilBertForTokenClassification,
         heads.FlaxDistilBertForQuestionAnswering,
+        FlaxBertModel,
+        heads.FlaxBertForPreTraining,
+        heads.FlaxBertForMaskedLM,
+        heads.FlaxBertForNextSentencePrediction,
+        heads.FlaxBertForSequenceClassification,
+        heads.FlaxBertForMultipleChoice,
+        heads.FlaxBertForTokenClassification,
+        heads.FlaxBertForQuestionAnswering,
     )
 }
 
 # Lengths that batches are padded to, each a program of its own: steps of an eighth to a quarter waste a tenth.
 LENGTHS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+OF_TEXTS = ("pooler_output", "seq_relationship_logits")  # outputs without an axis of tokens, whatever the head
 # What fills up rows and lengths, so that it does not count. A position past the end counts as no answer.
 FILLERS = {"labels": IGNORED, "start_positions": 1 << 30, "end_positions": 1 << 30}
 
@@ -89,6 +100,24 @@ def pad_to_bucket(
     return arrays
 
 
+def load(head: str, name_or_path: str | Path, *, where: Mapping[str, Any] | None = None, **options: Any) -> Any:
+    """What ``from_pretrained`` gives, of the class that the checkpoint's family has for a head.
+
+    Args:
+        head: the spec's name for what to compute.
+        name_or_path: a folder, or a Hub id.
+        where: ``revision``, ``cache_dir``, ``local_files_only``, ``token``.
+        options: others of ``from_pretrained``.
+
+    Raises:
+        CheckpointError: the checkpoint is absent, damaged, or does not fit the config.
+        InputError: the family has no such head.
+    """
+    where = where or {}
+    cls, own = choose_class(MODELS, head, read_config(name_or_path, **where))
+    return cls.from_pretrained(name_or_path, **own, **where, **options)
+
+
 class InferenceModel:
     """A trained model that maps arrays to arrays.
 
@@ -102,14 +131,14 @@ class InferenceModel:
         self, model: PreTrainedModel, params: Mapping[str, Any] | None = None, device: jax.Device | None = None
     ) -> None:
         self.head = model.head
-        self.config: DistilBertConfig = model.config
-        self.is_per_token = self.head not in ("sequence-classification", "multiple-choice")
+        self.config: Config = model.config
+        self.is_per_token = self.head not in ("sequence-classification", "multiple-choice", "next-sentence")
         self.params = model.params if params is None else params
         self.device = device  # None: inputs follow the values, which may be on several
         self.platform = next(iter(jax.tree.leaves(self.params)[0].devices())).platform
 
-        def run(params: Any, input_ids: jax.Array, attention_mask: jax.Array) -> dict[str, jax.Array]:
-            return dict(model(input_ids, attention_mask, params=params, return_dict=True))
+        def run(params: Any, inputs: dict[str, Any]) -> dict[str, jax.Array]:
+            return dict(model(**inputs, params=params, return_dict=True))
 
         self.run = jax.jit(run)
 
@@ -132,10 +161,9 @@ class InferenceModel:
         """
         target = parse_device(device)
         with jax.default_device(target):
-            loaded: Any = MODELS[head].from_pretrained(
-                name_or_path, dtype=dtype or "float32", _do_init=False, output_loading_info=True, **where
+            model, params, report = load(
+                head, name_or_path, where=where, dtype=dtype or "float32", _do_init=False, output_loading_info=True
             )
-        model, params, report = loaded
         require_head(report, head, name_or_path)
         return cls(model, params, target)
 
@@ -144,12 +172,15 @@ class InferenceModel:
         padded = next((bucket for bucket in LENGTHS if bucket >= length), length)
         return 1 << batch_rows(padded, self.head, self.platform == "cpu").bit_length() - 1
 
-    def __call__(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> dict[str, np.ndarray]:
+    def __call__(
+        self, input_ids: np.ndarray, attention_mask: np.ndarray, token_type_ids: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
         """Run one batch.
 
         Args:
             input_ids: integers (B, L), or (B, C, L) for multiple choice.
             attention_mask: of the same shape, 1 for tokens and 0 for padding.
+            token_type_ids: of the same shape, the segment of each token, by default 0; not of DistilBERT.
 
         Returns:
             The model's outputs by name, as float32.
@@ -161,10 +192,11 @@ class InferenceModel:
         rows, length = input_ids.shape[0], input_ids.shape[-1]
         lengths = [bucket for bucket in LENGTHS if bucket <= self.config.max_position_embeddings]
         given = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if token_type_ids is not None:
+            given["token_type_ids"] = token_type_ids
         padded = pad_to_bucket(given, lengths, batch_size=1 << (rows - 1).bit_length())
-        arguments = jax.device_put((padded["input_ids"], padded["attention_mask"]), self.device)
         try:
-            output = self.run(self.params, *arguments)
+            output = self.run(self.params, jax.device_put(padded, self.device))
             arrays = {name: np.asarray(value, np.float32)[:rows] for name, value in output.items()}
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
@@ -173,7 +205,8 @@ class InferenceModel:
                 f"{self.device or self.platform}: a batch of {' x '.join(map(str, input_ids.shape))} tokens does not "
                 "fit into its memory; try a smaller batch size"
             ) from None
-        return {name: value[:, :length] if self.is_per_token else value for name, value in arrays.items()}
+        is_whole = {name: not self.is_per_token or name in OF_TEXTS for name in arrays}
+        return {name: value if is_whole[name] else value[:, :length] for name, value in arrays.items()}
 
 
 def parse_device(device: str | None) -> jax.Device:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 from distilbert.core.errors import InputError
 
 Array = jax.Array
@@ -19,7 +19,7 @@ IGNORED = -100
 SMALLEST_SQUARED_NORM = 1e-16  # as in PyTorch: a vector of zeros has a gradient that is finite
 
 
-def classification_loss(logits_BC: Array, labels: Array, config: DistilBertConfig) -> Array:
+def classification_loss(logits_BC: Array, labels: Array, config: Config) -> Array:
     """The loss of one label, or set of labels, a text.
 
     By ``config.problem_type``, or where that is None by what the labels look like: one class means regression

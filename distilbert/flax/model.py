@@ -20,12 +20,12 @@ from jax.interpreters.partial_eval import DynamicJaxprTracer
 from jax.sharding import AxisType
 
 from distilbert.core import checkpoint, outputs
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 from distilbert.core.errors import InputError
 from distilbert.core.formats.flax_msgpack import unflatten
 from distilbert.core.inputs import as_array
 from distilbert.core.outputs import ModelOutput
-from distilbert.core.spec import DISTILBERT, FLAX, Family, Kind, Parameter, parameters, partition
+from distilbert.core.spec import FLAX, Family, Kind, Parameter, parameters, partition
 from distilbert.flax import loading, surgery
 from distilbert.flax.parameters import FromSpec, Precision, find, no_initial_values
 
@@ -51,14 +51,14 @@ class PreTrainedModel(FromSpec):
         ConfigError: the config is not valid. InputError: an unknown type.
     """
 
-    family: ClassVar[Family] = DISTILBERT
-    head: ClassVar[str]
+    family: ClassVar[Family]
+    head: str
     label_names: ClassVar[tuple[str, ...]] = ()
     forward: Callable[..., ModelOutput]  # what the class computes; a call prepares its arguments
 
     def __init__(
         self,
-        config: DistilBertConfig,
+        config: Config,
         input_shape: tuple[int, ...] = (1, 1),
         seed: int = 0,
         dtype: Any = jnp.float32,
@@ -68,6 +68,8 @@ class PreTrainedModel(FromSpec):
         param_dtype: Any = jnp.float32,
     ) -> None:
         super().__init__()
+        if not isinstance(config, self.family.config):
+            raise InputError(f"config is a {type(config).__name__}, expected a {self.family.config.__name__}")
         config.validate()
         self.config = config
         self.precision = Precision(loading.parse_dtype(dtype), loading.parse_dtype(param_dtype))
@@ -115,8 +117,9 @@ class PreTrainedModel(FromSpec):
             output_attentions: also return ``attentions``, a tuple of (B, H, L, L), one a layer.
             output_hidden_states: also return ``hidden_states``, a tuple of (B, L, D), one more than layers.
             return_dict: False for a plain tuple.
-            token_type_ids: ignored; DistilBERT has no segments.
-            labels: what the head's loss takes (``labels``; ``start_positions`` and ``end_positions``).
+            token_type_ids: integers (B, L) or (1, L), the segment of each token, by default 0; ignored by DistilBERT,
+                which has no segments.
+            labels: what the head's loss takes (``labels``; ``start_positions`` and ``end_positions``; …).
 
         Returns:
             What the head's class says, ``loss`` first where labels were given, and what was asked for.
@@ -167,11 +170,16 @@ class PreTrainedModel(FromSpec):
             self.deterministic = deterministic
         return more
 
+    @property
+    def own_options(self) -> dict[str, Any]:
+        """What the class was made with besides what all classes take."""
+        return {}
+
     def parameter_list(self) -> tuple[Parameter, ...]:
         """The spec's rows for this model's config and head."""
         return parameters(self.config, self.head, self.family)
 
-    def part_list(self, config: DistilBertConfig) -> Iterator[tuple[FromSpec, tuple[Parameter, ...]]]:
+    def part_list(self, config: Config) -> Iterator[tuple[FromSpec, tuple[Parameter, ...]]]:
         """Each part's rows, as ``config`` has them, and the section it stands in."""
         listed = parameters(config, self.head, self.family)
         for _, group in groupby(listed, key=lambda parameter: (parameter.section, parameter.layer, parameter.path)):
@@ -192,7 +200,7 @@ class PreTrainedModel(FromSpec):
     @property
     def base_model(self) -> PreTrainedModel:
         """The encoder: the model itself, or the part of it below the head."""
-        return self if self.head == "base" else getattr(self, self.family.prefix)
+        return self if self.family.heads[self.head].is_encoder else getattr(self, self.family.prefix)
 
     @property
     def dtype(self) -> Any:
@@ -244,7 +252,8 @@ class PreTrainedModel(FromSpec):
         self, rng: jax.Array, input_shape: tuple[int, ...] = (1, 1), params: Mapping[str, Any] | None = None
     ) -> Params:
         """New initial values as nested mappings; ``params`` replaces some. The model itself stays as it is."""
-        new = type(self)(self.config, rngs=nnx.Rngs(rng), param_dtype=self.precision.param_dtype).params
+        options = {"param_dtype": self.precision.param_dtype, **self.own_options}
+        new = type(self)(self.config, rngs=nnx.Rngs(rng), **options).params
         return unflatten(loading.flatten(new) | loading.flatten(params or {}))
 
     def check_has_values(self) -> None:
@@ -292,7 +301,7 @@ class PreTrainedModel(FromSpec):
 
         Dropout, with ``train=True``, takes its key from ``rngs={"dropout": key}``: without it, it is always the same.
         """
-        options = {"dtype": self.precision.dtype, "param_dtype": self.precision.param_dtype}
+        options = {"dtype": self.precision.dtype, "param_dtype": self.precision.param_dtype, **self.own_options}
         return bridge.ToLinen(type(self), args=(self.config,), kwargs=options)
 
     @classmethod
@@ -300,7 +309,7 @@ class PreTrainedModel(FromSpec):
         cls,
         name_or_path: str | Path,
         *,
-        config: DistilBertConfig | None = None,
+        config: Config | None = None,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
         seed: int = 0,
@@ -311,6 +320,7 @@ class PreTrainedModel(FromSpec):
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         token: str | bool | None = None,
+        add_pooling_layer: bool | None = None,
         **overrides: Any,
     ) -> Self | tuple[Self, Any]:
         """Load a checkpoint from a folder or from the Hub; the file's format is found out (``from_pt`` is not needed).
@@ -328,6 +338,7 @@ class PreTrainedModel(FromSpec):
             cache_dir: where the Hub's files are kept.
             local_files_only: never ask the network.
             token: a Hub token.
+            add_pooling_layer: of a bare BERT, False leaves its pooler out.
             overrides: config fields, such as ``num_labels=3``.
 
         Raises:
@@ -338,7 +349,7 @@ class PreTrainedModel(FromSpec):
         overrides.pop("from_pt", None)
         config, tensors, report = checkpoint.load(
             name_or_path,
-            cls.head,
+            cls.family.pooled(cls.head, add_pooling_layer),
             config=config,
             overrides=overrides,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
@@ -349,7 +360,9 @@ class PreTrainedModel(FromSpec):
             token=token,
         )
         param_dtype = loading.parse_dtype(param_dtype, tensors)
-        model = cls(config, (1, 1), seed, loading.parse_dtype(dtype, tensors), False, param_dtype=param_dtype)
+        options: dict[str, Any] = {} if add_pooling_layer is None else {"add_pooling_layer": add_pooling_layer}
+        options["param_dtype"] = param_dtype
+        model = cls(config, (1, 1), seed, loading.parse_dtype(dtype, tensors), False, **options)
         loading.fill(model, tensors)
         extra: tuple[Any, ...] = ()
         if not _do_init:
@@ -385,7 +398,7 @@ class PreTrainedModel(FromSpec):
         if params is None:
             params = self.params
         flat = loading.check_params(self.parameter_list(), params)
-        config = DistilBertConfig.from_dict(
+        config = self.config.from_dict(
             self.config.to_dict(),
             architectures=[type(self).__name__.removeprefix("Flax")],
             dtype=np.asarray(next(iter(flat.values()))).dtype.name,
@@ -411,6 +424,31 @@ class PreTrainedModel(FromSpec):
     def get_position_embeddings(self) -> nnx.Embed:
         """The position embeddings, learned or sinusoidal."""
         return find(self.base_model, self.family.embeddings_path).part("positions")
+
+
+class BertModelCall(PreTrainedModel):
+    """A model called as transformers' BERT is: the arguments in another order."""
+
+    def __call__(  # type: ignore[override]
+        self,
+        input_ids: Array | None = None,
+        attention_mask: Array | None = None,
+        token_type_ids: Array | None = None,
+        position_ids: Array | None = None,
+        head_mask: Array | None = None,
+        inputs_embeds: Array | None = None,
+        params: Mapping[str, Any] | None = None,
+        dropout_rng: jax.Array | None = None,
+        train: bool = False,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **labels: Array,
+    ) -> ModelOutput | tuple[Array, ...]:
+        """See ``PreTrainedModel``."""
+        inputs = (input_ids, attention_mask, head_mask, position_ids, inputs_embeds)
+        outputs = (output_attentions, output_hidden_states, return_dict)
+        return super().__call__(*inputs, params, dropout_rng, train, *outputs, token_type_ids, **labels)
 
 
 def by_pieces(run: Callable[..., ModelOutput], arrays: dict[str, Any]) -> ModelOutput:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 from distilbert.core.spec import FLAX, Kind, Parameter, constant, sinusoidal_positions, standard_deviation
 
 Array = jax.Array
@@ -53,14 +53,12 @@ class FromSpec(nnx.Module):
     def __init__(self) -> None:
         self.paths: tuple[tuple[str, str], ...] = ()  # by role; a tuple, because NNX compares what is static
 
-    def add_parts(
-        self, listed: Iterable[Parameter], config: DistilBertConfig, precision: Precision, rngs: nnx.Rngs
-    ) -> None:
+    def add_parts(self, listed: Iterable[Parameter], config: Config, precision: Precision, rngs: nnx.Rngs) -> None:
         """Make the modules of the rows ``listed``, with initial values."""
         for path, group in groupby(listed, key=lambda parameter: parameter.path):
             rows = tuple(group)
             self.paths += ((rows[0].role, path),)
-            attach(self, path, make_part(rows, config, precision, rngs))
+            attach_part(self, rows, make_part(rows, config, precision, rngs))
 
     def part(self, role: str) -> Any:
         """The module that plays ``role``, for example ``"query"``."""
@@ -75,7 +73,7 @@ def find(root: nnx.Module, path: str) -> Any:
     return node
 
 
-def attach(root: nnx.Module, path: str, module: nnx.Module) -> None:
+def attach(root: nnx.Module, path: str, module: nnx.Module | nnx.Variable) -> None:
     """Hang ``module`` at a dotted path below ``root``; what is missing on the way is made."""
     node: Any = root
     *way, last = path.split(".")
@@ -84,6 +82,14 @@ def attach(root: nnx.Module, path: str, module: nnx.Module) -> None:
             setattr(node, name, nnx.Dict())
         node = getattr(node, name)
     setattr(node, last, module)
+
+
+def attach_part(root: nnx.Module, rows: tuple[Parameter, ...], part: nnx.Module) -> None:
+    """Hang the part of some rows below ``root``, and what files keep elsewhere there as well: the same variable."""
+    attach(root, rows[0].path, part)
+    for row in rows:
+        if row.file_path is not None:
+            attach(root, f"{row.file_path}.{FLAX.leaves[row.kind]}", variable(part, row))
 
 
 class TiedLinear(nnx.Module):
@@ -98,9 +104,7 @@ class TiedLinear(nnx.Module):
         return inputs.astype(self.dtype) @ table.astype(self.dtype).T + self.bias[...].astype(self.dtype)
 
 
-def make_part(
-    rows: tuple[Parameter, ...], config: DistilBertConfig, precision: Precision, rngs: nnx.Rngs
-) -> nnx.Module:
+def make_part(rows: tuple[Parameter, ...], config: Config, precision: Precision, rngs: nnx.Rngs) -> nnx.Module:
     """NNX's own module for one row's parameters, with its initial values."""
     first = rows[0]
     initial = initializer(first, config)
@@ -126,7 +130,7 @@ def make_part(
     return nnx.eval_shape(lambda: make(nnx.Rngs(0))) if _skip_initial_values.get() else make(rngs)
 
 
-def initializer(parameter: Parameter, config: DistilBertConfig) -> Callable[[Array, tuple[int, ...], Any], Array]:
+def initializer(parameter: Parameter, config: Config) -> Callable[[Array, tuple[int, ...], Any], Array]:
     """What gives a new ``parameter`` the values of the spec, in Flax's orientation."""
 
     def values(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:

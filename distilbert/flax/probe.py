@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from distilbert.core.outputs import flatten
-from distilbert.flax.inference import MODELS, parse_device
+from distilbert.flax.inference import load, parse_device
 from distilbert.flax.loading import to_arrays
 from distilbert.flax.model import PreTrainedModel
 
@@ -43,9 +43,7 @@ class Probe:
     ) -> None:
         self.device = parse_device(device)
         with jax.default_device(self.device):
-            self.model: PreTrainedModel = MODELS[head].from_pretrained(  # type: ignore[assignment]
-                name_or_path, dtype=dtype, param_dtype=dtype, **overrides
-            )
+            self.model: PreTrainedModel = load(head, name_or_path, dtype=dtype, param_dtype=dtype, **overrides)
         self.params = self.model.params
         self.compiled = jax.jit(self.compute, static_argnames="details")
         self.differentiated = jax.jit(jax.grad(lambda params, inputs: self.compute(params, inputs)["loss"]))

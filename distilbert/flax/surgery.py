@@ -10,9 +10,9 @@ import numpy as np
 from flax import nnx
 
 from distilbert.core import surgery
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 from distilbert.core.spec import FLAX, Parameter
-from distilbert.flax.parameters import attach, make_part, variable
+from distilbert.flax.parameters import attach_part, make_part, variable
 
 if TYPE_CHECKING:
     from distilbert.flax.model import PreTrainedModel
@@ -83,7 +83,7 @@ def _resize(model: PreTrainedModel, axis: str, size: int) -> None:
 def _rebuild(
     model: PreTrainedModel,
     axis: str,
-    changed: DistilBertConfig,
+    changed: Config,
     keep: Callable[[Parameter, np.ndarray, np.ndarray], np.ndarray],
 ) -> None:
     """Make the parts that have ``axis`` anew; ``keep`` makes their values from the old and the initial ones."""
@@ -97,4 +97,4 @@ def _rebuild(
             if row.tied_to is None:
                 values = keep(row, np.asarray(variable(old, row)[...]), np.asarray(variable(new, row)[...]))
                 variable(new, row).set_value(jnp.asarray(values))
-        attach(section, rows[0].path, new)
+        attach_part(section, rows, new)

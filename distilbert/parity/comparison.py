@@ -14,10 +14,10 @@ import numpy as np
 
 from distilbert.core.backends import choose_backend
 from distilbert.core.checkpoint import load, require_head
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config, read_config
 from distilbert.core.errors import InputError
 from distilbert.core.formats import DTYPES as STORED
-from distilbert.core.spec import DISTILBERT
+from distilbert.core.spec import family_of
 from distilbert.parity.bounds import float32_bound, low_precision_bound
 from distilbert.parity.inputs import Batch
 from distilbert.parity.reference import Reference
@@ -81,7 +81,7 @@ class Difference:
 class Comparison:
     """What ``compare`` found, in the order of the computation."""
 
-    config: DistilBertConfig
+    config: Config
     head: str
     dtype: str
     device: str
@@ -151,7 +151,7 @@ def compare(
     if dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
     options: dict[str, Any] = {"config": None, "overrides": {}, "ignore_mismatched_sizes": False}
-    config, tensors, report = load(path, head, family=DISTILBERT, **options)
+    config, tensors, report = load(path, head, family=family_of(read_config(path)), **options)
     require_head(report, head, path)
     probes = {backend: make_probe(backend, head, path, dtype=dtype, device=device) for backend in backends}
     is_float32 = dtype == "float32"

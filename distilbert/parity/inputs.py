@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
+from distilbert.core.spec import family_of, get_head
 from distilbert.core.tokenizer import DistilBertTokenizer
 
 Batch = dict[str, np.ndarray]
@@ -16,7 +17,7 @@ CHOICES = 3
 TEXTS = 8  # of a user's, in a batch
 
 
-def batches(config: DistilBertConfig, head: str, seed: int = 0) -> dict[str, Batch]:
+def batches(config: Config, head: str, seed: int = 0) -> dict[str, Batch]:
     """Random batches by what is special about them; all have labels but those of the bare encoder."""
     generator = np.random.default_rng(seed)
     length = min(LENGTH, config.max_position_embeddings)
@@ -25,7 +26,8 @@ def batches(config: DistilBertConfig, head: str, seed: int = 0) -> dict[str, Bat
     padded = ragged["attention_mask"].copy()
     padded[-1] = 0
     vectors = generator.normal(0, config.initializer_range, (*shape, config.hidden_size)).astype(np.float32)
-    head_mask = generator.choice([0.0, 0.5, 1.0], (config.n_layers, config.n_heads)).astype(np.float32)
+    heads = (config.num_hidden_layers, config.num_attention_heads)
+    head_mask = generator.choice([0.0, 0.5, 1.0], heads).astype(np.float32)
     head_mask[:, 0] = 1  # something is left to see of each layer
     positions = generator.integers(0, config.max_position_embeddings, shape)
     return {
@@ -38,12 +40,12 @@ def batches(config: DistilBertConfig, head: str, seed: int = 0) -> dict[str, Bat
     }
 
 
-def for_dtype(config: DistilBertConfig, head: str, dtype: str) -> dict[str, Batch]:
+def for_dtype(config: Config, head: str, dtype: str) -> dict[str, Batch]:
     """The random batches that a type is judged by."""
     return (batches if dtype == "float32" else many_rows)(config, head)
 
 
-def many_rows(config: DistilBertConfig, head: str, seed: int = 0) -> dict[str, Batch]:
+def many_rows(config: Config, head: str, seed: int = 0) -> dict[str, Batch]:
     """Batches with enough numbers for typical errors to be typical, as lower precision needs; one has padded rows."""
     generator = np.random.default_rng(seed)
     length = min(LENGTH, config.max_position_embeddings)
@@ -52,7 +54,7 @@ def many_rows(config: DistilBertConfig, head: str, seed: int = 0) -> dict[str, B
     return made
 
 
-def batch(config: DistilBertConfig, head: str, rows: int, length: int, generator: np.random.Generator) -> Batch:
+def batch(config: Config, head: str, rows: int, length: int, generator: np.random.Generator) -> Batch:
     """Random ids, a mask with padding on the right, on the left and with a hole, and labels."""
     shape = (rows, CHOICES, length) if head == "multiple-choice" else (rows, length)
     mask = np.ones(shape, np.int64)
@@ -61,11 +63,14 @@ def batch(config: DistilBertConfig, head: str, rows: int, length: int, generator
     texts[2::3, : length // 4] = 0
     texts[2::3, length // 2 : length // 2 + length // 6] = 0
     ids = generator.integers(0, config.vocab_size, shape)
-    return {"input_ids": ids, "attention_mask": mask} | labels(config, head, mask, generator)
+    made = {"input_ids": ids, "attention_mask": mask} | labels(config, head, mask, generator)
+    if family_of(config).has_segments:
+        made["token_type_ids"] = generator.integers(0, config.type_vocab_size, shape)
+    return made
 
 
 def from_texts(
-    every: list[str], tokenizer: DistilBertTokenizer, config: DistilBertConfig, head: str, seed: int = 0
+    every: list[str], tokenizer: DistilBertTokenizer, config: Config, head: str, seed: int = 0
 ) -> dict[str, Batch]:
     """Batches of a few texts each, with random labels. For multiple choice they are one text's choices."""
     generator = np.random.default_rng(seed)
@@ -82,14 +87,19 @@ def from_texts(
     return made
 
 
-def labels(config: DistilBertConfig, head: str, mask: np.ndarray, generator: np.random.Generator) -> Batch:
+def labels(config: Config, head: str, mask: np.ndarray, generator: np.random.Generator) -> Batch:
     """Random labels for a batch with that mask; tokens that do not count have -100."""
     rows, length = mask.shape[0], mask.shape[-1]
-    if head == "base":
+    if get_head(family_of(config), head).is_encoder:
         return {}
     if head == "question-answering":
         spans = np.sort(generator.integers(0, length, (2, rows)), 0)
         return {"start_positions": spans[0], "end_positions": spans[1]}
+    if head == "next-sentence":
+        return {"labels": np.asarray(generator.integers(0, 2, rows))}
+    if head == "pretraining":
+        follows = labels(config, "next-sentence", mask, generator)["labels"]
+        return labels(config, "masked-lm", mask, generator) | {"next_sentence_label": follows}
     if head == "multiple-choice":
         return {"labels": np.asarray(generator.integers(0, mask.shape[1], rows))}
     if head == "sequence-classification":

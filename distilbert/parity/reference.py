@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 from distilbert.core.errors import InputError
-from distilbert.core.spec import DISTILBERT, Family, Kind, parameters, sinusoidal_positions
+from distilbert.core.spec import Kind, family_of, get_head, parameters, sinusoidal_positions
 
 Array = np.ndarray
 IGNORED = -100
@@ -131,6 +131,7 @@ ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]
     ),
     "gelu_new": (lambda x: x / 2 * (1 + _tanh_of_gelu(x)), _gelu_new_slope),
     "relu": (lambda x: np.maximum(x, 0), lambda x: (x > 0).astype(np.float64)),
+    "tanh": (np.tanh, lambda x: 1 - np.tanh(x) ** 2),
     "silu": (lambda x: x * _sigmoid(x), lambda x: _sigmoid(x) * (1 + x * (1 - _sigmoid(x)))),
 }
 
@@ -215,7 +216,7 @@ def binary_cross_entropy(logits: Value, labels: Array) -> Value:
     return Value(np.asarray(loss.mean()), (logits, lambda gradient: gradient * slope))
 
 
-def classification_loss(logits: Value, labels: Array, config: DistilBertConfig) -> Value:
+def classification_loss(logits: Value, labels: Array, config: Config) -> Value:
     """By ``config.problem_type``, or where that is None by the number of labels and their type."""
     several = "multi_label_classification" if labels.dtype.kind == "f" else "single_label_classification"
     problem = config.problem_type or ("regression" if config.num_labels == 1 else several)
@@ -242,16 +243,16 @@ class Reference:
         config: shapes; its dropout rates do not matter.
         head: the spec's name for what is computed.
         tensors: by canonical name, in PyTorch's orientation.
-        family: what the parameters belong to.
     """
 
-    def __init__(
-        self, config: DistilBertConfig, head: str, tensors: Mapping[str, Array], family: Family = DISTILBERT
-    ) -> None:
+    def __init__(self, config: Config, head: str, tensors: Mapping[str, Array]) -> None:
         self.config, self.head = config, head
+        self.is_encoder = get_head(family_of(config), head).is_encoder
         self.trained: dict[str, Value] = {}  # by canonical name
         self.parts: dict[tuple[int | None, str], tuple[Value, ...]] = {}  # by layer and role: weight, then bias
-        for row in parameters(config, head, family):
+        for row in parameters(config, head):
+            if row.tied_to is not None and row.kind is Kind.BIAS:  # another name of the one before
+                continue
             if row.tied_to is not None:
                 value = self.trained[row.tied_to]
             elif row.kind is Kind.SINUSOID:
@@ -275,7 +276,7 @@ class Reference:
         flat = {
             name: value.reshape(-1, *value.shape[2:])
             if self.head == "multiple-choice"
-            and name in ("input_ids", "attention_mask", "inputs_embeds", "position_ids")
+            and name in ("input_ids", "attention_mask", "inputs_embeds", "position_ids", "token_type_ids")
             else value
             for name, value in inputs.items()
         }
@@ -306,14 +307,18 @@ class Reference:
             given = look_up(words, inputs["input_ids"], fixed=config.pad_token_id)  # as torch.nn.Embedding has it
         batch, length = given.array.shape[:2]
         position_ids = inputs.get("position_ids", np.arange(length)[None])
+        if (None, "types") in self.parts:
+            (types,) = self.parts[None, "types"]
+            given = add(given, look_up(types, inputs.get("token_type_ids", np.zeros((1, length), np.int64))))
         hidden = self.norm(add(given, look_up(positions, position_ids)), "norm")
         visible = inputs.get("attention_mask", np.ones((batch, length))) != 0
         visible |= ~visible.any(-1, keepdims=True)  # a row of padding only sees everything, as in every backend
-        head_masks = np.broadcast_to(inputs.get("head_mask", 1.0), (config.n_layers, config.n_heads))
+        layers, heads = config.num_hidden_layers, config.num_attention_heads
+        head_masks = np.broadcast_to(inputs.get("head_mask", 1.0), (layers, heads))
         output = {"hidden_states/0": hidden.array}
-        for layer in range(config.n_layers):
+        for layer in range(layers):
             query, key, value = (self.linear(hidden, role, layer) for role in ("query", "key", "value"))
-            kept = [number for number in range(config.n_heads) if number not in config.pruned_heads.get(layer, ())]
+            kept = [number for number in range(heads) if number not in config.pruned_heads.get(layer, ())]
             context, probability = attend(query, key, value, visible, head_masks[layer, kept])
             attended = add(self.linear(context, "attention_out", layer), hidden)
             attended = self.norm(attended, "attention_norm", layer)
@@ -336,15 +341,20 @@ class Reference:
 
     def activate(self, value: Value) -> Value:
         """``value`` through the config's activation."""
-        return activate(value, self.config.activation)
+        return activate(value, self.config.hidden_act)
 
     def answer(self, hidden: Value) -> dict[str, Value]:
         """The head's outputs, from the last vectors (B, L, D)."""
-        if self.head == "base":
-            return {"last_hidden_state": hidden}
+        if self.is_encoder:
+            vectors = {"last_hidden_state": hidden}
+            return vectors | {"pooler_output": self.text_vector(hidden)} if (None, "pooler") in self.parts else vectors
         if self.head == "masked-lm":
-            inner = self.norm(self.activate(self.linear(hidden, "transform")), "transform_norm")
-            return {"logits": self.linear(inner, "decoder")}
+            return {"logits": self.predict(hidden)}
+        if self.head == "pretraining":
+            follows = self.linear(self.text_vector(hidden), "next_sentence")
+            return {"prediction_logits": self.predict(hidden), "seq_relationship_logits": follows}
+        if self.head == "next-sentence":
+            return {"logits": self.linear(self.text_vector(hidden), "next_sentence")}
         if self.head == "question-answering":
             spans = self.linear(hidden, "spans")
 
@@ -354,8 +364,19 @@ class Reference:
 
             return {"start_logits": column(0), "end_logits": column(1)}
         if self.head in ("sequence-classification", "multiple-choice"):
-            hidden = activate(self.linear(first_tokens(hidden), "pre_classifier"), "relu")
+            hidden = self.text_vector(hidden)
         return {"logits": self.linear(hidden, "classifier")}
+
+    def predict(self, hidden: Value) -> Value:
+        """The scores of all words for each token."""
+        inner = self.norm(self.activate(self.linear(hidden, "transform")), "transform_norm")
+        return self.linear(inner, "decoder")
+
+    def text_vector(self, hidden: Value) -> Value:
+        """The vectors (B, D) of whole texts, from those of their first tokens."""
+        if (None, "pooler") in self.parts:
+            return activate(self.linear(first_tokens(hidden), "pooler"), "tanh")
+        return activate(self.linear(first_tokens(hidden), "pre_classifier"), "relu")
 
     def loss(self, logits: Mapping[str, Value], inputs: Mapping[str, Array]) -> Value | None:
         """The head's loss, where its labels are given."""
@@ -363,6 +384,12 @@ class Reference:
             return span_loss(logits["start_logits"], logits["end_logits"], inputs)
         if "labels" not in inputs:
             return None
+        if self.head == "pretraining":
+            losses = [
+                cross_entropy(logits["prediction_logits"], inputs["labels"]),
+                cross_entropy(logits["seq_relationship_logits"], inputs["next_sentence_label"]),
+            ]
+            return Value(losses[0].array + losses[1].array, *((loss, lambda gradient: gradient) for loss in losses))
         if self.head == "sequence-classification":
             return classification_loss(logits["logits"], inputs["labels"], self.config)
         return cross_entropy(logits["logits"], inputs["labels"])

@@ -28,7 +28,7 @@ Rows = dict[str, dict[tuple[str, str], Difference]]  # by label and by who is co
 
 def rows(comparison: Comparison) -> Rows:
     """The worst of what belongs together: each layer, all attentions, each output, all gradients."""
-    layers = [f"layer {number + 1}" for number in range(comparison.config.n_layers)]
+    layers = [f"layer {number + 1}" for number in range(comparison.config.num_hidden_layers)]
     found: Rows = {label: {} for label in ("embeddings", *layers, "attentions")}
     for difference in comparison.differences:
         pair = difference.backend, difference.other
@@ -187,7 +187,9 @@ def chart(comparison: Comparison) -> str:
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "distilbert", "font.size": 11}):
         figure = Figure(figsize=(8.6, 3.9))
         axes = figure.subplots()
-        depth = comparison.config.n_layers + 1  # embeddings and layers: what follows is no further along a line
+        depth = (
+            comparison.config.num_hidden_layers + 1
+        )  # embeddings and layers: what follows is no further along a line
         for backend in comparison.backends:
             errors = {
                 place: max(of[backend, REFERENCE].measured, 1e-12)  # none at all has no place on a log scale

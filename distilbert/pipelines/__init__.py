@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from distilbert.core.backends import BACKENDS, choose_backend
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config, read_config
 from distilbert.core.errors import CheckpointError, InputError
-from distilbert.core.spec import DISTILBERT
+from distilbert.core.spec import family_of
 from distilbert.core.tokenizer import DistilBertTokenizer
 from distilbert.pipelines.feature_extraction import FeatureExtractionPipeline
 from distilbert.pipelines.fill_mask import FillMaskPipeline
@@ -97,28 +97,34 @@ def pipeline(
     if is_loaded:
         network = inference.InferenceModel(model)
     else:
-        _check_architecture(DistilBertConfig.from_pretrained(model, **where), cls.head, model)
+        _check_architecture(read_config(model, **where), cls.head, model)
         network = inference.InferenceModel.from_pretrained(
             cls.head, model, dtype=dtype, device=device or "auto", **where
         )
     return cls(network, tokenizer, batch_size=batch_size, **options)
 
 
-def _check_architecture(config: DistilBertConfig, head: str, model: str | Path) -> None:
+def _check_architecture(config: Config, head: str, model: str | Path) -> None:
     """Two heads can have weights of the same names; the config says which one was trained."""
-    named = {name for name in DISTILBERT.heads for of in config.architectures or () if of.endswith(_class_name(name))}
-    if named and head not in named and head != "base":
-        raise CheckpointError(f"{model}: is a {', '.join(map(_class_name, named))}, expected a {_class_name(head)}")
-
-
-def _class_name(head: str) -> str:
-    return DISTILBERT.class_name(head)
+    family = family_of(config)
+    if head == "base" or head not in family.heads:
+        return
+    classes = {name: family.class_name(name) for name in family.heads}
+    named = [cls for cls in classes.values() if any(of.endswith(cls) for of in config.architectures or ())]
+    holds_it = (
+        [classes[head], family.class_name("pretraining")]
+        if head == "masked-lm" and "pretraining" in classes
+        else [classes[head]]
+    )
+    if named and not set(named) & set(holds_it):
+        raise CheckpointError(f"{model}: is a {named[0]}, expected a {classes[head]}")
 
 
 def _package_of(model: Any, head: str) -> str:
     """The backend that a loaded model belongs to."""
     modules = [cls.__module__ for cls in type(model).__mro__]
-    if getattr(model, "head", None) == head:
+    is_encoder = hasattr(model, "family") and model.family.heads[model.head].is_encoder
+    if getattr(model, "head", None) == head or (head == "base" and is_encoder):
         for _, package in BACKENDS.values():
             if any(module.startswith(f"{package}.") for module in modules):
                 return package

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 
 Arrays = dict[str, np.ndarray]
 
@@ -16,14 +16,16 @@ class Model(Protocol):
     """What a backend contributes: arrays in, arrays out."""
 
     @property
-    def config(self) -> DistilBertConfig:
+    def config(self) -> Config:
         """The loaded model's config."""
 
     def batch_rows(self, length: int) -> int:
         """How many sequences of ``length`` tokens to give it at a time."""
 
-    def __call__(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> Arrays:
-        """From ids and mask, (B, L) or for multiple choice (B, C, L), to arrays with a leading B."""
+    def __call__(
+        self, input_ids: np.ndarray, attention_mask: np.ndarray, token_type_ids: np.ndarray | None = None
+    ) -> Arrays:
+        """From ids, mask and segments, (B, L) or for multiple choice (B, C, L), to arrays with a leading B."""
 
 
 def run_by_length(
@@ -31,16 +33,18 @@ def run_by_length(
     sequences: Sequence[Sequence[int]],
     keep: Callable[[int, Arrays], Any],
     *,
+    segments: Sequence[Sequence[int]] | None = None,
     batch_size: int | None = None,
     shape: tuple[int, ...] = (),
 ) -> list[Any]:
     """Run a model over token sequences, batched with others of about their length.
 
     Args:
-        model: takes ids and mask, gives arrays.
+        model: takes ids and mask, and segments where they are given; gives arrays.
         sequences: token ids of each text.
         keep: what to keep of the outputs for a sequence, given its number and them, which may have padding at the
             end; all that is not kept is freed with the batch.
+        segments: of each token.
         batch_size: sequences in a batch, by default as many as the model likes of that length.
         shape: of what stands between B and L in the model's input.
 
@@ -56,11 +60,12 @@ def run_by_length(
         longest = len(sequences[order[start]])
         batch = order[start : start + (batch_size or model.batch_rows(longest))]
         input_ids = np.full((len(batch), longest), pad_token_id, dtype=np.int64)
-        attention_mask = np.zeros((len(batch), longest), dtype=np.int64)
+        arrays = [input_ids, *(np.zeros_like(input_ids) for _ in ("mask", *(["segments"] if segments else [])))]
         for row, index in enumerate(batch):
-            input_ids[row, : len(sequences[index])] = sequences[index]
-            attention_mask[row, : len(sequences[index])] = 1
-        inputs = (array.reshape(len(batch), *shape, longest) for array in (input_ids, attention_mask))
+            values: list[Any] = [sequences[index], 1, *([segments[index]] if segments else [])]
+            for array, value in zip(arrays, values, strict=True):
+                array[row, : len(sequences[index])] = value
+        inputs = (array.reshape(len(batch), *shape, longest) for array in arrays)
         outputs = model(*inputs)
         for row, index in enumerate(batch):
             kept[index] = keep(index, {name: values[row] for name, values in outputs.items()})

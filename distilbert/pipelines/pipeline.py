@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from tokenizers import Encoding
 
 from distilbert.core.errors import InputError
+from distilbert.core.spec import family_of
 from distilbert.core.tokenizer import DistilBertTokenizer
 from distilbert.pipelines.batching import Arrays, Model, run_by_length
 
@@ -134,6 +135,7 @@ class Pipeline:
                 self.model,
                 [window.ids for window in windows],
                 lambda number, outputs: self.keep(owners[number], windows[number], outputs, options),
+                segments=[window.type_ids for window in windows] if family_of(self.config).has_segments else None,
                 batch_size=batch_size,
                 shape=self.input_shape,
             )

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 from distilbert.core.errors import InputError
 from distilbert.pipelines.pipeline import Pipeline, Sample, read_text, require_count
 from distilbert.pipelines.scores import sigmoid, softmax
@@ -88,7 +88,7 @@ class TextClassificationPipeline(Pipeline):
         return ranked[0] if options.top_k == 1 else ranked
 
 
-def default_function(config: DistilBertConfig) -> str:
+def default_function(config: Config) -> str:
     """What makes scores of the logits of a model, by what it was trained for."""
     if config.problem_type == "regression":
         return "none"

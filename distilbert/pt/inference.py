@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,19 @@ import torch
 
 from distilbert.core.batches import batch_rows
 from distilbert.core.checkpoint import require_head
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config, read_config
 from distilbert.core.errors import InputError
 from distilbert.core.inputs import check_range
 from distilbert.core.outputs import ModelOutput
+from distilbert.core.spec import choose_class
 from distilbert.pt import heads
-from distilbert.pt.encoder import DistilBertModel
+from distilbert.pt.encoder import BertModel, DistilBertModel
 from distilbert.pt.loading import to_array
 from distilbert.pt.model import PreTrainedModel
 
-MODELS: dict[str, type[PreTrainedModel]] = {
-    model.head: model
+# By the stem of the family and the head.
+MODELS: dict[tuple[str, str], type[PreTrainedModel]] = {
+    (model.family.stem, model.head): model
     for model in (
         DistilBertModel,
         heads.DistilBertForMaskedLM,
@@ -28,8 +31,34 @@ MODELS: dict[str, type[PreTrainedModel]] = {
         heads.DistilBertForMultipleChoice,
         heads.DistilBertForTokenClassification,
         heads.DistilBertForQuestionAnswering,
+        BertModel,
+        heads.BertForPreTraining,
+        heads.BertForMaskedLM,
+        heads.BertForNextSentencePrediction,
+        heads.BertForSequenceClassification,
+        heads.BertForMultipleChoice,
+        heads.BertForTokenClassification,
+        heads.BertForQuestionAnswering,
     )
 }
+
+
+def load(head: str, name_or_path: str | Path, *, where: Mapping[str, Any] | None = None, **options: Any) -> Any:
+    """What ``from_pretrained`` gives, of the class that the checkpoint's family has for a head.
+
+    Args:
+        head: the spec's name for what to compute.
+        name_or_path: a folder, or a Hub id.
+        where: ``revision``, ``cache_dir``, ``local_files_only``, ``token``.
+        options: others of ``from_pretrained``.
+
+    Raises:
+        CheckpointError: the checkpoint is absent, damaged, or does not fit the config.
+        InputError: the family has no such head.
+    """
+    where = where or {}
+    cls, own = choose_class(MODELS, head, read_config(name_or_path, **where))
+    return cls.from_pretrained(name_or_path, **own, **where, **options)
 
 
 class InferenceModel:
@@ -60,15 +89,12 @@ class InferenceModel:
             CheckpointError: the checkpoint is absent, damaged, or was not trained with this head.
             InputError: a device that is not there.
         """
-        loaded: Any = MODELS[head].from_pretrained(
-            name_or_path, dtype=dtype, device=device, output_loading_info=True, **where
-        )
-        model, report = loaded
+        model, report = load(head, name_or_path, where=where, dtype=dtype, device=device, output_loading_info=True)
         require_head(report, head, name_or_path)
         return cls(model)
 
     @property
-    def config(self) -> DistilBertConfig:
+    def config(self) -> Config:
         """The loaded model's config."""
         return self.model.config
 
@@ -77,12 +103,15 @@ class InferenceModel:
         return batch_rows(length, self.head, self.model.device.type == "cpu")
 
     @torch.inference_mode()
-    def __call__(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> dict[str, np.ndarray]:
+    def __call__(
+        self, input_ids: np.ndarray, attention_mask: np.ndarray, token_type_ids: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
         """Run one batch.
 
         Args:
             input_ids: integers (B, L), or (B, C, L) for multiple choice.
             attention_mask: of the same shape, 1 for tokens and 0 for padding.
+            token_type_ids: of the same shape, the segment of each token, by default 0; not of DistilBERT.
 
         Returns:
             The model's outputs by name, as float32.
@@ -92,9 +121,14 @@ class InferenceModel:
         """
         check_range("input_ids", int(input_ids.min()), int(input_ids.max()), self.config.vocab_size)
         # Without a mask attention has a faster kernel, and a batch of equal lengths needs none.
-        mask = None if attention_mask.all() else torch.from_numpy(attention_mask).to(self.model.device)
+        arrays = {
+            "input_ids": input_ids,
+            "attention_mask": None if attention_mask.all() else attention_mask,
+            "token_type_ids": token_type_ids,
+        }
+        given = {n: torch.from_numpy(array).to(self.model.device) for n, array in arrays.items() if array is not None}
         try:
-            output: ModelOutput = self.model(torch.from_numpy(input_ids).to(self.model.device), mask, return_dict=True)
+            output: ModelOutput = self.model(**given, return_dict=True)
             return {name: to_array(value.float()) for name, value in output.items()}
         except torch.OutOfMemoryError:
             raise InputError(

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 
 IGNORED = -100
 
 
-def classification_loss(logits_BC: Tensor, labels: Tensor, config: DistilBertConfig) -> Tensor:
+def classification_loss(logits_BC: Tensor, labels: Tensor, config: Config) -> Tensor:
     """The loss of one label, or set of labels, a text.
 
     By ``config.problem_type``, or where that is None by what the labels look like: one class means regression

@@ -12,10 +12,10 @@ from torch.utils import _pytree as pytree
 
 from distilbert.core import checkpoint
 from distilbert.core.checkpoint import LoadReport
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 from distilbert.core.errors import InputError
 from distilbert.core.outputs import ModelOutput
-from distilbert.core.spec import DISTILBERT, Family, Parameter, parameters
+from distilbert.core.spec import Family, Parameter, parameters
 from distilbert.pt import loading, surgery
 from distilbert.pt.attention import IMPLEMENTATIONS
 from distilbert.pt.parameters import FromSpec, initialize, tie
@@ -24,14 +24,16 @@ from distilbert.pt.parameters import FromSpec, initialize, tie
 class PreTrainedModel(FromSpec):
     """The base of the encoder and of the heads. ``head`` is the spec's name for what the class computes."""
 
-    family: ClassVar[Family] = DISTILBERT
-    head: ClassVar[str]
+    family: ClassVar[Family]
+    head: str
     # Trainer and accelerate ask for these of any Hugging Face model.
     main_input_name: ClassVar[str] = "input_ids"
     supports_gradient_checkpointing: ClassVar[bool] = True
 
-    def __init__(self, config: DistilBertConfig, *, attn_implementation: str = "sdpa") -> None:
+    def __init__(self, config: Config, *, attn_implementation: str = "sdpa") -> None:
         super().__init__()
+        if not isinstance(config, self.family.config):
+            raise InputError(f"config is a {type(config).__name__}, expected a {self.family.config.__name__}")
         config.validate()
         if attn_implementation not in IMPLEMENTATIONS:
             raise InputError(f"attn_implementation is {attn_implementation!r}, expected {' or '.join(IMPLEMENTATIONS)}")
@@ -46,7 +48,8 @@ class PreTrainedModel(FromSpec):
     @property
     def base_model(self) -> PreTrainedModel:
         """The encoder: the model itself, or the part of it below the head."""
-        return self if self.head == "base" else self.get_submodule(self.family.prefix)  # type: ignore[return-value]
+        is_encoder = self.family.heads[self.head].is_encoder
+        return self if is_encoder else self.get_submodule(self.family.prefix)  # type: ignore[return-value]
 
     @property
     def device(self) -> torch.device:
@@ -67,7 +70,7 @@ class PreTrainedModel(FromSpec):
         cls,
         name_or_path: str | Path,
         *,
-        config: DistilBertConfig | None = None,
+        config: Config | None = None,
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
         device_map: str | torch.device | Mapping[str, Any] | None = None,
@@ -78,6 +81,7 @@ class PreTrainedModel(FromSpec):
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         token: str | bool | None = None,
+        add_pooling_layer: bool | None = None,
         **overrides: Any,
     ) -> Self | tuple[Self, LoadReport]:
         """Load a checkpoint from a folder or from the Hub, in evaluation mode.
@@ -96,6 +100,7 @@ class PreTrainedModel(FromSpec):
             cache_dir: where the Hub's files are kept.
             local_files_only: never ask the network.
             token: a Hub token.
+            add_pooling_layer: of a bare BERT, False leaves its pooler out.
             overrides: config fields, such as ``num_labels=3``.
 
         Raises:
@@ -107,7 +112,7 @@ class PreTrainedModel(FromSpec):
         target = loading.parse_device(device if device is not None else device_map)
         config, tensors, report = checkpoint.load(
             name_or_path,
-            cls.head,
+            cls.family.pooled(cls.head, add_pooling_layer),
             config=config,
             overrides=overrides,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
@@ -117,8 +122,9 @@ class PreTrainedModel(FromSpec):
             local_files_only=local_files_only,
             token=token,
         )
+        options = {} if add_pooling_layer is None else {"add_pooling_layer": add_pooling_layer}
         with torch.device("meta"):
-            model = cls(config, attn_implementation=attn_implementation)
+            model = cls(config, attn_implementation=attn_implementation, **options)
         loading.fill(model, tensors, loading.parse_dtype(dtype, tensors), target)
         model.eval()
         return (model, report) if output_loading_info else model
@@ -143,7 +149,7 @@ class PreTrainedModel(FromSpec):
         Raises:
             CheckpointError: the folder cannot be written or the disk is full; what was there is unchanged.
         """
-        config = DistilBertConfig.from_dict(
+        config = self.config.from_dict(
             self.config.to_dict(), architectures=[type(self).__name__], dtype=str(self.dtype)
         )
         tensors = loading.to_arrays(self, state_dict)

@@ -8,7 +8,7 @@ from itertools import groupby, pairwise
 import torch
 from torch import nn
 
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 from distilbert.core.spec import Kind, Parameter, constant, sinusoidal_positions, standard_deviation
 
 # What PyTorch's own modules call the two dimensions of their weight.
@@ -26,12 +26,17 @@ class FromSpec(nn.Module):
         super().__init__()
         self.paths: dict[str, str] = {}
 
-    def add_parts(self, listed: Iterable[Parameter], config: DistilBertConfig) -> None:
+    def add_parts(self, listed: Iterable[Parameter], config: Config) -> None:
         """Make the modules of the rows ``listed``, with initial values."""
         for path, group in groupby(listed, key=lambda parameter: parameter.path):
             rows = tuple(group)
             self.paths[rows[0].role] = path
-            attach(self, path, make_part(rows, config))
+            part = make_part(rows, config)
+            attach(self, path, part)
+            for row in rows:
+                if row.file_path is not None:
+                    leaf = row.name.rpartition(".")[2]
+                    self.get_submodule(row.file_path).register_parameter(leaf, part.get_parameter(leaf))
 
     def part(self, role: str) -> nn.Module:
         """The module that plays ``role``, for example ``"query"``."""
@@ -48,7 +53,7 @@ def attach(root: nn.Module, path: str, module: nn.Module) -> None:
     root.add_module(parts[-1], module)
 
 
-def make_part(rows: tuple[Parameter, ...], config: DistilBertConfig) -> nn.Module:
+def make_part(rows: tuple[Parameter, ...], config: Config) -> nn.Module:
     """PyTorch's own module for one row's parameters, with its initial values.
 
     Not by ``skip_init``: on the meta device that imports PyTorch's compiler and SymPy, which takes two seconds.
@@ -72,7 +77,7 @@ def make_part(rows: tuple[Parameter, ...], config: DistilBertConfig) -> nn.Modul
 
 
 @torch.no_grad()
-def initialize(value: torch.Tensor, parameter: Parameter, config: DistilBertConfig) -> None:
+def initialize(value: torch.Tensor, parameter: Parameter, config: Config) -> None:
     """Fill ``value`` in place with the values that the spec gives a new ``parameter``."""
     if value.is_meta:
         return

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from distilbert.core.outputs import flatten
-from distilbert.pt.inference import MODELS
+from distilbert.pt.inference import load
 from distilbert.pt.loading import to_array
 from distilbert.pt.model import PreTrainedModel
 
@@ -39,8 +39,8 @@ class Probe:
         attention: str = ATTENTIONS[0],
         **overrides: Any,
     ) -> None:
-        self.model: PreTrainedModel = MODELS[head].from_pretrained(  # type: ignore[assignment]
-            name_or_path, dtype=dtype, device=device, attn_implementation=attention, **overrides
+        self.model: PreTrainedModel = load(
+            head, name_or_path, dtype=dtype, device=device, attn_implementation=attention, **overrides
         )
 
     def arrays(self) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""DistilBERT in Keras 3, on TensorFlow (or on JAX or PyTorch, with ``KERAS_BACKEND``)."""
+"""BERT and DistilBERT in Keras 3, on TensorFlow (or on JAX or PyTorch, with ``KERAS_BACKEND``)."""
 
 from distilbert.core.backends import require_backend
 
@@ -8,8 +8,15 @@ import keras  # noqa: E402
 
 require_backend(keras.backend.backend(), extra="tf")
 
-from distilbert.tf.encoder import TFDistilBertModel  # noqa: E402
+from distilbert.tf.encoder import TFBertModel, TFDistilBertModel  # noqa: E402
 from distilbert.tf.heads import (  # noqa: E402
+    TFBertForMaskedLM,
+    TFBertForMultipleChoice,
+    TFBertForNextSentencePrediction,
+    TFBertForPreTraining,
+    TFBertForQuestionAnswering,
+    TFBertForSequenceClassification,
+    TFBertForTokenClassification,
     TFDistilBertForMaskedLM,
     TFDistilBertForMultipleChoice,
     TFDistilBertForQuestionAnswering,
@@ -18,6 +25,14 @@ from distilbert.tf.heads import (  # noqa: E402
 )
 
 __all__ = [
+    "TFBertForMaskedLM",
+    "TFBertForMultipleChoice",
+    "TFBertForNextSentencePrediction",
+    "TFBertForPreTraining",
+    "TFBertForQuestionAnswering",
+    "TFBertForSequenceClassification",
+    "TFBertForTokenClassification",
+    "TFBertModel",
     "TFDistilBertForMaskedLM",
     "TFDistilBertForMultipleChoice",
     "TFDistilBertForQuestionAnswering",

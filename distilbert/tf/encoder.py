@@ -1,8 +1,9 @@
-"""The encoder of DistilBERT (Sanh et al. 2019, https://arxiv.org/abs/1910.01108), in Keras 3.
+"""The encoder of BERT and DistilBERT, in Keras 3.
 
-A post-norm Transformer (Vaswani et al. 2017) that is BERT (Devlin et al. 2018) without segment embeddings and
-without a pooler. Read from the top: embeddings, one layer, the stack. Layers are called by their role in the
-spec (``distilbert/core/spec.py``), which alone knows their names and shapes.
+A post-norm Transformer (Vaswani et al. 2017). DistilBERT (Sanh et al. 2019, https://arxiv.org/abs/1910.01108) is BERT
+(Devlin et al. 2018, https://arxiv.org/abs/1810.04805) without segment embeddings and without a pooler. Read from the
+top: embeddings, one layer, the stack, the models. Layers are called by their role in the spec
+(``distilbert/core/spec.py``), which alone knows their names and shapes.
 
 B batch, L length, N tokens of the whole batch, D model, H heads, K size of a head, F feed-forward.
 """
@@ -18,9 +19,9 @@ import keras
 from keras import ops
 
 from distilbert.core import inputs
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 from distilbert.core.outputs import ModelOutput
-from distilbert.core.spec import Parameter
+from distilbert.core.spec import BERT, DISTILBERT, Parameter
 from distilbert.tf.attention import eager_attention, visible_tokens
 from distilbert.tf.model import PreTrainedModel
 from distilbert.tf.parameters import FromSpec
@@ -46,9 +47,9 @@ def get_activation(activation: str | Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Embeddings(FromSpec):
-    """Word plus position embeddings, normalised."""
+    """Word plus position embeddings, and for BERT segment embeddings, normalised."""
 
-    def __init__(self, listed: list[Parameter], config: DistilBertConfig, **options: Any) -> None:
+    def __init__(self, listed: list[Parameter], config: Config, **options: Any) -> None:
         super().__init__(**options)
         self.add_parts(listed, config)
         self.pad_token_id = config.pad_token_id
@@ -59,6 +60,7 @@ class Embeddings(FromSpec):
         input_ids: Tensor | None,
         position_ids: Tensor,
         inputs_embeds: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
         training: bool | None = None,
     ) -> Tensor:
         """Ids (B, L), or word vectors (B, L, D) in their place, to vectors (B, L, D)."""
@@ -67,19 +69,26 @@ class Embeddings(FromSpec):
             # Padding's own vector is never trained, as in PyTorch (its padding_idx).
             is_padding = ops.equal(input_ids, self.pad_token_id)[:, :, None]
             words_BLD = ops.where(is_padding, ops.stop_gradient(words_BLD), words_BLD)
-        summed_BLD = ops.cast(words_BLD, self.compute_dtype) + self.part("positions")(position_ids)
+        words_BLD = ops.cast(words_BLD, self.compute_dtype)
+        if "types" in self.paths:
+            types = ops.zeros_like(position_ids) if token_type_ids is None else token_type_ids
+            words_BLD = words_BLD + self.part("types")(types)
+        summed_BLD = words_BLD + self.part("positions")(position_ids)
         return self.dropout(self.part("norm")(summed_BLD), training=training)
 
 
 class Layer(FromSpec):
     """Self-attention and a feed-forward network, each with a residual and a norm after it."""
 
-    def __init__(self, listed: list[Parameter], config: DistilBertConfig, **options: Any) -> None:
+    def __init__(self, listed: list[Parameter], config: Config, **options: Any) -> None:
         super().__init__(**options)
         self.add_parts(listed, config)
         self.head_size = config.hidden_size // config.num_attention_heads
         self.attention_dropout = keras.layers.Dropout(
             config.attention_probs_dropout_prob, name="attention_dropout", dtype=self.dtype_policy
+        )
+        self.attention_output_dropout = keras.layers.Dropout(
+            config.attention_output_dropout, name="attention_output_dropout", dtype=self.dtype_policy
         )
         self.activation = get_activation(config.hidden_act)
         self.dropout = keras.layers.Dropout(config.hidden_dropout_prob, name="dropout", dtype=self.dtype_policy)
@@ -107,6 +116,7 @@ class Layer(FromSpec):
         attended_ND = self.part("attention_out")(
             ops.reshape(context_BQHK, (-1, context_BQHK.shape[2] * self.head_size))
         )
+        attended_ND = self.attention_output_dropout(attended_ND, training=training)
         attended_ND = self.part("attention_norm")(attended_ND + asking_ND)
         inner_NF = self.activation(self.part("feed_forward_in")(attended_ND))
         outer_ND = self.dropout(self.part("feed_forward_out")(inner_NF), training=training)
@@ -119,59 +129,60 @@ class Layer(FromSpec):
         return ops.transpose(ops.reshape(projected_ND, (batch, length, heads, self.head_size)), (0, 2, 1, 3))
 
 
-@keras.saving.register_keras_serializable("distilbert")
-class TFDistilBertModel(PreTrainedModel):
-    """The bare encoder: ids to one vector a token."""
+class Encoder(PreTrainedModel):
+    """Embeddings, layers, and for a family that has one a pooler. ``family`` says whose rows they are made from."""
 
     head = "base"
 
-    def __init__(self, config: DistilBertConfig, **options: Any) -> None:
+    def __init__(self, config: Config, *, is_pooled: bool = False, **options: Any) -> None:
         super().__init__(config, **options)
+        self.head = self.family.encoder(is_pooled)
         self.warned_of_token_types = False
         listed = self.parameter_list()
         policy = self.dtype_policy
         with keras.name_scope(self.name):
-            self.embeddings = Embeddings(
-                [p for p in listed if p.layer is None], config, name="embeddings", dtype=policy
-            )
+            rows = [p for p in listed if p.section == "embeddings"]
+            self.embeddings = Embeddings(rows, config, name="embeddings", dtype=policy)
             self.stack = [
                 Layer([p for p in listed if p.layer == layer], config, name=f"layer_{layer}", dtype=policy)
                 for layer in range(config.num_hidden_layers)
             ]
+        self.add_parts([p for p in listed if p.section == "pooler"], config)
 
-    def call(
+    def encode(
         self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        training: bool | None = None,
-        token_type_ids: Tensor | None = None,
-        first_token_only: bool = False,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+        head_mask: Tensor | None,
+        inputs_embeds: Tensor | None,
+        output_attentions: bool | None,
+        output_hidden_states: bool | None,
+        return_dict: bool | None,
+        training: bool | None,
+        first_token_only: bool,
     ) -> ModelOutput | tuple[Tensor, ...]:
-        """Encode a batch.
+        """Encode a batch: what ``call`` of every family does, which only differ in the order of their arguments.
 
         Args:
             input_ids: integers (B, L).
             attention_mask: (B, L), 1 for tokens and 0 for padding; by default all tokens count.
+            token_type_ids: integers (B, L) or (1, L), the segment of each token, by default 0; ignored by DistilBERT,
+                which has no segments.
+            position_ids: integers (B, L) or (1, L), by default 0, 1, 2, …
             head_mask: (H,) or (layers, H), factors on the attention probabilities.
             inputs_embeds: (B, L, D), word vectors in place of ``input_ids``.
-            position_ids: integers (B, L) or (1, L), by default 0, 1, 2, …
             output_attentions: also return ``attentions``, a tuple of (B, H, L, L), one a layer.
             output_hidden_states: also return ``hidden_states``, a tuple of (B, L, D), one more than layers.
             return_dict: False for a plain tuple.
             training: whether dropout is at work.
-            token_type_ids: ignored; DistilBERT has no segments.
             first_token_only: spare the last layer the work for all tokens but the first, which is the only one
                 that classifiers of texts read: an eighth of the time. ``last_hidden_state`` is then (B, 1, D).
                 Without effect where attentions or hidden states are asked for.
 
         Returns:
-            ``last_hidden_state`` (B, L, D), and what was asked for.
+            ``last_hidden_state`` (B, L, D), with a pooler ``pooler_output`` (B, D), and what was asked for.
 
         Raises:
             InputError: neither or both of ids and embeddings, a sequence longer than the position table, an id
@@ -183,10 +194,10 @@ class TFDistilBertModel(PreTrainedModel):
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         return_dict = config.return_dict if return_dict is None else return_dict
-        input_ids, position_ids = self.check_inputs(
+        input_ids, position_ids, token_type_ids = self.check_inputs(
             input_ids, attention_mask, inputs_embeds, position_ids, token_type_ids
         )
-        hidden_BLD = self.embeddings(input_ids, position_ids, inputs_embeds, training=training)
+        hidden_BLD = self.embeddings(input_ids, position_ids, inputs_embeds, token_type_ids, training=training)
         visible = None if attention_mask is None else visible_tokens(attention_mask)
         head_masks = self.split_head_mask(head_mask, hidden_BLD)
 
@@ -204,6 +215,7 @@ class TFDistilBertModel(PreTrainedModel):
                 attentions += (probability_BHQL,)
         output = ModelOutput(
             last_hidden_state=hidden_BLD,
+            pooler_output=ops.tanh(self.part("pooler")(hidden_BLD[:, 0])) if "pooler" in self.paths else None,
             hidden_states=hidden_states if output_hidden_states else None,
             attentions=attentions if output_attentions else None,
         )
@@ -227,13 +239,13 @@ class TFDistilBertModel(PreTrainedModel):
         inputs_embeds: Tensor | None,
         position_ids: Tensor | None,
         token_type_ids: Tensor | None,
-    ) -> tuple[Tensor | None, Tensor]:
+    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
         """Explain what the kernels below would only fail on, or worse, would answer with nonsense.
 
         Returns:
-            The ids and the positions to go on with.
+            The ids, the positions and the segments to go on with.
         """
-        shapes = (input_ids, attention_mask, inputs_embeds, position_ids)
+        shapes = (input_ids, attention_mask, inputs_embeds, position_ids, token_type_ids)
         inputs.check_shapes(*(None if given is None else tuple(given.shape) for given in shapes), config=self.config)
         if inputs_embeds is None:
             input_ids = check_values("input_ids", input_ids, self.config.vocab_size)
@@ -244,10 +256,79 @@ class TFDistilBertModel(PreTrainedModel):
             position_ids = check_values("position_ids", numbered, self.config.max_position_embeddings)
         else:
             position_ids = ops.arange(given.shape[1])[None]
-        if token_type_ids is not None and not self.warned_of_token_types:
+        if token_type_ids is not None and self.family.has_segments:
+            token_type_ids = check_values("token_type_ids", token_type_ids, self.config.type_vocab_size)
+        elif token_type_ids is not None and not self.warned_of_token_types:
             logger.warning("token_type_ids are ignored: DistilBERT has no segment embeddings")
             self.warned_of_token_types = True
-        return input_ids, position_ids
+        return input_ids, position_ids, token_type_ids
+
+
+@keras.saving.register_keras_serializable("distilbert")
+class TFDistilBertModel(Encoder):
+    """The bare DistilBERT: ids to one vector a token."""
+
+    family = DISTILBERT
+
+    def __init__(self, config: Config, **options: Any) -> None:
+        super().__init__(config, **options)
+
+    def call(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        training: bool | None = None,
+        token_type_ids: Tensor | None = None,
+        first_token_only: bool = False,
+    ) -> ModelOutput | tuple[Tensor, ...]:
+        """See ``Encoder.encode``."""
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
+        return self.encode(*inputs, output_attentions, output_hidden_states, return_dict, training, first_token_only)
+
+
+@keras.saving.register_keras_serializable("distilbert")
+class TFBertModel(Encoder):
+    """The bare BERT: ids to one vector a token, and one of the whole text.
+
+    Args:
+        config: shapes and rates.
+        add_pooling_layer: False leaves out the vector of the whole text, ``pooler_output``.
+        options: see ``PreTrainedModel``.
+    """
+
+    family = BERT
+
+    def __init__(self, config: Config, add_pooling_layer: bool = True, **options: Any) -> None:
+        super().__init__(config, is_pooled=add_pooling_layer, **options)
+
+    def call(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        training: bool | None = None,
+        first_token_only: bool = False,
+    ) -> ModelOutput | tuple[Tensor, ...]:
+        """See ``Encoder.encode``."""
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
+        return self.encode(*inputs, output_attentions, output_hidden_states, return_dict, training, first_token_only)
+
+    @property
+    def own_options(self) -> dict[str, Any]:
+        """See ``PreTrainedModel``."""
+        return {"add_pooling_layer": self.family.heads[self.head].is_pooled}
 
 
 def check_values(name: str, values: Tensor, limit: int, ignored: int | None = None) -> Tensor:

@@ -1,44 +1,62 @@
-"""The five task heads on the encoder. Their parameters are the rows of the spec's ``heads``.
+"""The task heads on the encoder, each once for all families. Their parameters are the rows of the spec's ``heads``.
+
+First what a head computes, then the models: a head with the arguments of a family, in that family's order.
 
 B batch, L length, D model, C classes or choices, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import keras
 from keras import ops
 
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 from distilbert.core.errors import InputError
 from distilbert.core.outputs import ModelOutput
-from distilbert.tf.encoder import TFDistilBertModel, check_values, get_activation
+from distilbert.core.spec import BERT, DISTILBERT
+from distilbert.tf.encoder import Encoder, TFBertModel, TFDistilBertModel, check_values, get_activation
 from distilbert.tf.losses import IGNORED, classification_loss, span_loss, token_loss
 from distilbert.tf.model import PreTrainedModel
 
 Tensor = Any
 Output = ModelOutput | tuple[Tensor, ...]
+Inputs = dict[str, Any]  # of the encoder, by name: so that the order in which its family takes them does not matter
+INPUTS = (
+    *("input_ids", "attention_mask", "token_type_ids", "position_ids", "head_mask", "inputs_embeds"),
+    *("output_attentions", "output_hidden_states", "training"),
+)
 
 
 class HeadModel(PreTrainedModel):
     """The encoder with a head on top.
 
     Every ``call`` takes what the encoder's takes, in its order, with the labels before ``output_attentions``; it
-    returns what the encoder returns, but for ``last_hidden_state``. Below, only what a head adds is documented.
+    returns what the encoder returns, but for its vectors. Below, only what a head adds is documented.
     """
 
     label_names: ClassVar[tuple[str, ...]] = ("labels",)
     prediction_names: ClassVar[tuple[str, ...]] = ("logits",)
+    encoder_class: ClassVar[type[Encoder]]
+    compute: Callable[..., Output]  # what the head does, from the encoder's inputs by name, and its labels
+    dropout_rate: ClassVar[str | None] = None  # the config's field for what goes into the last layer
 
-    def __init__(self, config: DistilBertConfig, **options: Any) -> None:
+    def __init__(self, config: Config, **options: Any) -> None:
         super().__init__(config, **options)
+        pooler = {"add_pooling_layer": self.family.heads[self.head].is_pooled} if self.family.pooler else {}
         with keras.name_scope(self.name):
-            encoder = TFDistilBertModel(config, name=self.family.prefix, dtype=self.dtype_policy)
+            encoder = self.encoder_class(config, name=self.family.prefix, dtype=self.dtype_policy, **pooler)
         setattr(self, self.family.prefix, encoder)
         rows = [parameter for parameter in self.parameter_list() if parameter.section == "head"]
         self.add_parts(rows, config, self.word_table)
+        rate = getattr(config, self.dropout_rate) if self.dropout_rate else 0.0
+        self.dropout = keras.layers.Dropout(rate, name="dropout", dtype=self.dtype_policy)
+
+    def text_vector(self, encoded: ModelOutput) -> Tensor:
+        """The vector (B, D) of each whole text, from its first token."""
+        raise NotImplementedError
 
     def answer(self, encoded: ModelOutput, return_dict: bool | None, **values: Tensor | None) -> Output:
         """The head's ``values`` together with what the encoder returned besides its vectors."""
@@ -100,42 +118,28 @@ def scale_for_replicas(loss: Tensor) -> Tensor:
     return loss / tf.distribute.get_strategy().num_replicas_in_sync
 
 
-@keras.saving.register_keras_serializable("distilbert")
-class TFDistilBertForMaskedLM(HeadModel):
+class MaskedLM(HeadModel):
     """Predicts the token at every position. The output projection is tied to the word embeddings."""
 
     head = "masked-lm"
 
-    def __init__(self, config: DistilBertConfig, **options: Any) -> None:
+    def __init__(self, config: Config, **options: Any) -> None:
         super().__init__(config, **options)
         self.activation = get_activation(config.hidden_act)
 
-    def call(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        training: bool | None = None,
-        token_type_ids: Tensor | None = None,
-    ) -> Output:
+    def compute(self, inputs: Inputs, return_dict: bool | None, labels: Tensor | None) -> Output:
         """``labels`` (B, L), -100 where no prediction counts; returns ``loss`` and ``logits`` (B, L, V)."""
-        inputs = (input_ids, attention_mask, head_mask, inputs_embeds, position_ids)
-        encoded = self.get_base_model()(
-            *inputs, output_attentions, output_hidden_states, True, training, token_type_ids
-        )
-        batch, length, size = ops.shape(encoded.last_hidden_state)
-        hidden_ND = ops.reshape(encoded.last_hidden_state, (-1, size))
-        transformed_ND = self.activation(self.part("transform")(hidden_ND))
-        logits_NV = self.part("decoder")(self.part("transform_norm")(transformed_ND))
-        output = ModelOutput(logits=ops.reshape(logits_NV, (batch, length, self.config.vocab_size)))
+        encoded = self.get_base_model()(**inputs, return_dict=True)
+        output = ModelOutput(logits=self.score_words(encoded.last_hidden_state))
         loss = None if labels is None else self.own_loss(output, labels=labels)
         return self.answer(encoded, return_dict, loss=loss, **output)
+
+    def score_words(self, hidden_BLD: Tensor) -> Tensor:
+        """The scores (B, L, V) of every word of the vocabulary."""
+        batch, length, size = ops.shape(hidden_BLD)
+        transformed_ND = self.activation(self.part("transform")(ops.reshape(hidden_BLD, (-1, size))))
+        logits_NV = self.part("decoder")(self.part("transform_norm")(transformed_ND))
+        return ops.reshape(logits_NV, (batch, length, self.config.vocab_size))
 
     def own_loss(self, output: ModelOutput, sample_weight: Tensor | None = None, **labels: Tensor) -> Tensor:
         """See ``token_loss``."""
@@ -147,36 +151,71 @@ class TFDistilBertForMaskedLM(HeadModel):
         return self.part("decoder")
 
 
-@keras.saving.register_keras_serializable("distilbert")
-class TFDistilBertForSequenceClassification(HeadModel):
+class NextSentencePrediction(HeadModel):
+    """Tells whether the second text of a pair follows the first (0) or does not (1)."""
+
+    head = "next-sentence"
+
+    def compute(self, inputs: Inputs, return_dict: bool | None, labels: Tensor | None) -> Output:
+        """``labels`` (B,); returns ``loss`` and ``logits`` (B, 2)."""
+        encoded = self.get_base_model()(**inputs, return_dict=True, first_token_only=True)
+        output = ModelOutput(logits=self.part("next_sentence")(self.text_vector(encoded)))
+        loss = None if labels is None else self.own_loss(output, labels=labels)
+        return self.answer(encoded, return_dict, loss=loss, **output)
+
+    def own_loss(self, output: ModelOutput, sample_weight: Tensor | None = None, **labels: Tensor) -> Tensor:
+        """See ``token_loss``."""
+        labels["labels"] = check_values("labels", labels["labels"], 2, IGNORED)
+        return token_loss(output["logits"], labels["labels"], sample_weight)
+
+
+class PreTraining(MaskedLM):
+    """Predicts the token at every position, and whether the second text follows the first."""
+
+    head = "pretraining"
+    label_names = ("labels", "next_sentence_label")
+    prediction_names = ("prediction_logits", "seq_relationship_logits")
+
+    def compute(
+        self,
+        inputs: Inputs,
+        return_dict: bool | None,
+        labels: Tensor | None,
+        next_sentence_label: Tensor | None = None,
+    ) -> Output:
+        """``labels`` (B, L) and ``next_sentence_label`` (B,), which both have to be given for a loss.
+
+        Returns ``loss``, ``prediction_logits`` (B, L, V) and ``seq_relationship_logits`` (B, 2).
+        """
+        encoded = self.get_base_model()(**inputs, return_dict=True)
+        output = ModelOutput(
+            prediction_logits=self.score_words(encoded.last_hidden_state),
+            seq_relationship_logits=self.part("next_sentence")(self.text_vector(encoded)),
+        )
+        loss = None
+        if labels is not None and next_sentence_label is not None:
+            loss = self.own_loss(output, labels=labels, next_sentence_label=next_sentence_label)
+        return self.answer(encoded, return_dict, loss=loss, **output)
+
+    def own_loss(self, output: ModelOutput, sample_weight: Tensor | None = None, **labels: Tensor) -> Tensor:
+        """The sum of both tasks' ``token_loss``."""
+        words = check_values("labels", labels["labels"], self.config.vocab_size, IGNORED)
+        follows = check_values("next_sentence_label", labels["next_sentence_label"], 2, IGNORED)
+        loss = token_loss(output["prediction_logits"], words, sample_weight)
+        return loss + token_loss(output["seq_relationship_logits"], follows, sample_weight)
+
+
+class SequenceClassification(HeadModel):
     """Labels a text, or scores it, from the vector of its first token."""
 
     head = "sequence-classification"
+    dropout_rate = "seq_classif_dropout"
 
-    def __init__(self, config: DistilBertConfig, **options: Any) -> None:
-        super().__init__(config, **options)
-        self.dropout = keras.layers.Dropout(config.seq_classif_dropout, name="dropout", dtype=self.dtype_policy)
-
-    def call(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        training: bool | None = None,
-        token_type_ids: Tensor | None = None,
-    ) -> Output:
+    def compute(self, inputs: Inputs, return_dict: bool | None, labels: Tensor | None) -> Output:
         """``labels`` as ``classification_loss`` takes them; returns ``loss`` and ``logits`` (B, C)."""
-        inputs = (input_ids, attention_mask, head_mask, inputs_embeds, position_ids)
-        outputs = (output_attentions, output_hidden_states, True, training, token_type_ids)
-        encoded = self.get_base_model()(*inputs, *outputs, first_token_only=True)
-        pooled_BD = ops.relu(self.part("pre_classifier")(encoded.last_hidden_state[:, 0]))
-        output = ModelOutput(logits=self.part("classifier")(self.dropout(pooled_BD, training=training)))
+        encoded = self.get_base_model()(**inputs, return_dict=True, first_token_only=True)
+        pooled_BD = self.dropout(self.text_vector(encoded), training=inputs["training"])
+        output = ModelOutput(logits=self.part("classifier")(pooled_BD))
         loss = None if labels is None else self.own_loss(output, labels=labels)
         return self.answer(encoded, return_dict, loss=loss, **output)
 
@@ -192,43 +231,23 @@ class TFDistilBertForSequenceClassification(HeadModel):
         return classification_loss(output["logits"], labels["labels"], self.config, sample_weight)
 
 
-@keras.saving.register_keras_serializable("distilbert")
-class TFDistilBertForMultipleChoice(HeadModel):
+class MultipleChoice(HeadModel):
     """Chooses among several texts, from the vectors of their first tokens."""
 
     head = "multiple-choice"
+    dropout_rate = "seq_classif_dropout"
     input_rank = 3
 
-    def __init__(self, config: DistilBertConfig, **options: Any) -> None:
-        super().__init__(config, **options)
-        self.dropout = keras.layers.Dropout(config.seq_classif_dropout, name="dropout", dtype=self.dtype_policy)
-
-    def call(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        training: bool | None = None,
-        token_type_ids: Tensor | None = None,
-    ) -> Output:
+    def compute(self, inputs: Inputs, return_dict: bool | None, labels: Tensor | None) -> Output:
         """Inputs (B, C, L), one row a choice; ``labels`` (B,); returns ``loss`` and ``logits`` (B, C)."""
-        given = input_ids if inputs_embeds is None else inputs_embeds
+        given = inputs["input_ids"] if inputs["inputs_embeds"] is None else inputs["inputs_embeds"]
         if given is None or len(given.shape) < 3:
             raise InputError("multiple choice: expected input_ids (batch, choices, length), or inputs_embeds")
         choices = ops.shape(given)[1]
-        rows = (input_ids, attention_mask, inputs_embeds, position_ids, token_type_ids)
-        ids, mask, embeds, positions, types = (None if row is None else flatten_choices(row) for row in rows)
-        inputs = (ids, mask, head_mask, embeds, positions)
-        outputs = (output_attentions, output_hidden_states, True, training, types)
-        encoded = self.get_base_model()(*inputs, *outputs, first_token_only=True)
-        pooled = ops.relu(self.part("pre_classifier")(encoded.last_hidden_state[:, 0]))
-        logits = self.part("classifier")(self.dropout(pooled, training=training))
+        for name in ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds"):
+            inputs[name] = None if inputs[name] is None else flatten_choices(inputs[name])
+        encoded = self.get_base_model()(**inputs, return_dict=True, first_token_only=True)
+        logits = self.part("classifier")(self.dropout(self.text_vector(encoded), training=inputs["training"]))
         output = ModelOutput(logits=ops.reshape(logits, (-1, choices)))
         loss = None if labels is None else self.own_loss(output, labels=labels)
         return self.answer(encoded, return_dict, loss=loss, **output)
@@ -244,15 +263,64 @@ def flatten_choices(value: Tensor) -> Tensor:
     return ops.reshape(value, (-1, *ops.shape(value)[2:]))
 
 
-@keras.saving.register_keras_serializable("distilbert")
-class TFDistilBertForTokenClassification(HeadModel):
+class TokenClassification(HeadModel):
     """Labels every token."""
 
     head = "token-classification"
+    dropout_rate = "token_classif_dropout"
 
-    def __init__(self, config: DistilBertConfig, **options: Any) -> None:
-        super().__init__(config, **options)
-        self.dropout = keras.layers.Dropout(config.hidden_dropout_prob, name="dropout", dtype=self.dtype_policy)
+    def compute(self, inputs: Inputs, return_dict: bool | None, labels: Tensor | None) -> Output:
+        """``labels`` (B, L), -100 where none counts; returns ``loss`` and ``logits`` (B, L, C)."""
+        encoded = self.get_base_model()(**inputs, return_dict=True)
+        hidden_BLD = self.dropout(encoded.last_hidden_state, training=inputs["training"])
+        output = ModelOutput(logits=self.part("classifier")(hidden_BLD))
+        loss = None if labels is None else self.own_loss(output, labels=labels)
+        return self.answer(encoded, return_dict, loss=loss, **output)
+
+    def own_loss(self, output: ModelOutput, sample_weight: Tensor | None = None, **labels: Tensor) -> Tensor:
+        """See ``token_loss``."""
+        labels["labels"] = check_values("labels", labels["labels"], self.config.num_labels, IGNORED)
+        return token_loss(output["logits"], labels["labels"], sample_weight)
+
+
+class QuestionAnswering(HeadModel):
+    """Marks where in a text the answer to a question starts and ends."""
+
+    head = "question-answering"
+    dropout_rate = "qa_dropout"
+    label_names = ("start_positions", "end_positions")
+    prediction_names = ("start_logits", "end_logits")
+
+    def compute(
+        self,
+        inputs: Inputs,
+        return_dict: bool | None,
+        start_positions: Tensor | None,
+        end_positions: Tensor | None,
+    ) -> Output:
+        """Positions (B,), see ``span_loss``; returns ``loss``, ``start_logits`` and ``end_logits`` (B, L)."""
+        encoded = self.get_base_model()(**inputs, return_dict=True)
+        spans_BL2 = self.part("spans")(self.dropout(encoded.last_hidden_state, training=inputs["training"]))
+        output = ModelOutput(start_logits=spans_BL2[..., 0], end_logits=spans_BL2[..., 1])
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = self.own_loss(output, start_positions=start_positions, end_positions=end_positions)
+        return self.answer(encoded, return_dict, loss=loss, **output)
+
+    def own_loss(self, output: ModelOutput, sample_weight: Tensor | None = None, **labels: Tensor) -> Tensor:
+        """See ``span_loss``."""
+        return span_loss(output["start_logits"], output["end_logits"], **labels, sample_weight=sample_weight)
+
+
+class DistilBertHead(HeadModel):
+    """What the heads of DistilBERT have in common: its encoder, its order of arguments, and no pooler."""
+
+    family = DISTILBERT
+    encoder_class = TFDistilBertModel
+
+    def text_vector(self, encoded: ModelOutput) -> Tensor:
+        """See ``HeadModel``."""
+        return ops.relu(self.part("pre_classifier")(encoded.last_hidden_state[:, 0]))
 
     def call(
         self,
@@ -268,34 +336,37 @@ class TFDistilBertForTokenClassification(HeadModel):
         training: bool | None = None,
         token_type_ids: Tensor | None = None,
     ) -> Output:
-        """``labels`` (B, L), -100 where none counts; returns ``loss`` and ``logits`` (B, L, C)."""
-        inputs = (input_ids, attention_mask, head_mask, inputs_embeds, position_ids)
-        encoded = self.get_base_model()(
-            *inputs, output_attentions, output_hidden_states, True, training, token_type_ids
-        )
-        output = ModelOutput(logits=self.part("classifier")(self.dropout(encoded.last_hidden_state, training=training)))
-        loss = None if labels is None else self.own_loss(output, labels=labels)
-        return self.answer(encoded, return_dict, loss=loss, **output)
-
-    def own_loss(self, output: ModelOutput, sample_weight: Tensor | None = None, **labels: Tensor) -> Tensor:
-        """See ``token_loss``."""
-        labels["labels"] = check_values("labels", labels["labels"], self.config.num_labels, IGNORED)
-        return token_loss(output["logits"], labels["labels"], sample_weight)
+        """See ``compute``."""
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
+        values = (*inputs, output_attentions, output_hidden_states, training)
+        return self.compute(dict(zip(INPUTS, values, strict=True)), return_dict, labels)
 
 
 @keras.saving.register_keras_serializable("distilbert")
-class TFDistilBertForQuestionAnswering(HeadModel):
-    """Marks where in a text the answer to a question starts and ends."""
+class TFDistilBertForMaskedLM(DistilBertHead, MaskedLM):
+    """DistilBERT that predicts the token at every position; see ``MaskedLM``."""
 
-    head = "question-answering"
-    label_names = ("start_positions", "end_positions")
-    prediction_names = ("start_logits", "end_logits")
 
-    def __init__(self, config: DistilBertConfig, **options: Any) -> None:
-        super().__init__(config, **options)
-        self.dropout = keras.layers.Dropout(config.qa_dropout, name="dropout", dtype=self.dtype_policy)
+@keras.saving.register_keras_serializable("distilbert")
+class TFDistilBertForSequenceClassification(DistilBertHead, SequenceClassification):
+    """DistilBERT that labels a text, or scores it; see ``SequenceClassification``."""
 
-    def call(
+
+@keras.saving.register_keras_serializable("distilbert")
+class TFDistilBertForMultipleChoice(DistilBertHead, MultipleChoice):
+    """DistilBERT that chooses among several texts; see ``MultipleChoice``."""
+
+
+@keras.saving.register_keras_serializable("distilbert")
+class TFDistilBertForTokenClassification(DistilBertHead, TokenClassification):
+    """DistilBERT that labels every token; see ``TokenClassification``."""
+
+
+@keras.saving.register_keras_serializable("distilbert")
+class TFDistilBertForQuestionAnswering(DistilBertHead, QuestionAnswering):
+    """DistilBERT that marks where an answer starts and ends; see ``QuestionAnswering``."""
+
+    def call(  # type: ignore[override]
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -310,18 +381,112 @@ class TFDistilBertForQuestionAnswering(HeadModel):
         training: bool | None = None,
         token_type_ids: Tensor | None = None,
     ) -> Output:
-        """Positions (B,), see ``span_loss``; returns ``loss``, ``start_logits`` and ``end_logits`` (B, L)."""
-        inputs = (input_ids, attention_mask, head_mask, inputs_embeds, position_ids)
-        encoded = self.get_base_model()(
-            *inputs, output_attentions, output_hidden_states, True, training, token_type_ids
-        )
-        spans_BL2 = self.part("spans")(self.dropout(encoded.last_hidden_state, training=training))
-        output = ModelOutput(start_logits=spans_BL2[..., 0], end_logits=spans_BL2[..., 1])
-        loss = None
-        if start_positions is not None and end_positions is not None:
-            loss = self.own_loss(output, start_positions=start_positions, end_positions=end_positions)
-        return self.answer(encoded, return_dict, loss=loss, **output)
+        """See ``compute``."""
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
+        values = (*inputs, output_attentions, output_hidden_states, training)
+        return self.compute(dict(zip(INPUTS, values, strict=True)), return_dict, start_positions, end_positions)
 
-    def own_loss(self, output: ModelOutput, sample_weight: Tensor | None = None, **labels: Tensor) -> Tensor:
-        """See ``span_loss``."""
-        return span_loss(output["start_logits"], output["end_logits"], **labels, sample_weight=sample_weight)
+
+class BertHead(HeadModel):
+    """What the heads of BERT have in common: its encoder, its order of arguments, and its pooler."""
+
+    family = BERT
+    encoder_class = TFBertModel
+
+    def text_vector(self, encoded: ModelOutput) -> Tensor:
+        """See ``HeadModel``."""
+        return encoded.pooler_output
+
+    def call(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        training: bool | None = None,
+    ) -> Output:
+        """See ``compute``."""
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
+        values = (*inputs, output_attentions, output_hidden_states, training)
+        return self.compute(dict(zip(INPUTS, values, strict=True)), return_dict, labels)
+
+
+@keras.saving.register_keras_serializable("distilbert")
+class TFBertForPreTraining(BertHead, PreTraining):
+    """BERT with both tasks that it was first trained on; see ``PreTraining``."""
+
+    def call(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        next_sentence_label: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        training: bool | None = None,
+    ) -> Output:
+        """See ``compute``."""
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
+        values = (*inputs, output_attentions, output_hidden_states, training)
+        return self.compute(dict(zip(INPUTS, values, strict=True)), return_dict, labels, next_sentence_label)
+
+
+@keras.saving.register_keras_serializable("distilbert")
+class TFBertForMaskedLM(BertHead, MaskedLM):
+    """BERT that predicts the token at every position; see ``MaskedLM``."""
+
+
+@keras.saving.register_keras_serializable("distilbert")
+class TFBertForNextSentencePrediction(BertHead, NextSentencePrediction):
+    """BERT that tells whether one text follows another; see ``NextSentencePrediction``."""
+
+
+@keras.saving.register_keras_serializable("distilbert")
+class TFBertForSequenceClassification(BertHead, SequenceClassification):
+    """BERT that labels a text, or scores it; see ``SequenceClassification``."""
+
+
+@keras.saving.register_keras_serializable("distilbert")
+class TFBertForMultipleChoice(BertHead, MultipleChoice):
+    """BERT that chooses among several texts; see ``MultipleChoice``."""
+
+
+@keras.saving.register_keras_serializable("distilbert")
+class TFBertForTokenClassification(BertHead, TokenClassification):
+    """BERT that labels every token; see ``TokenClassification``."""
+
+
+@keras.saving.register_keras_serializable("distilbert")
+class TFBertForQuestionAnswering(BertHead, QuestionAnswering):
+    """BERT that marks where an answer starts and ends; see ``QuestionAnswering``."""
+
+    def call(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        training: bool | None = None,
+    ) -> Output:
+        """See ``compute``."""
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
+        values = (*inputs, output_attentions, output_hidden_states, training)
+        return self.compute(dict(zip(INPUTS, values, strict=True)), return_dict, start_positions, end_positions)

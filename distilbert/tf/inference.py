@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,17 @@ import numpy as np
 
 from distilbert.core.batches import batch_rows
 from distilbert.core.checkpoint import require_head
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config, read_config
 from distilbert.core.errors import InputError
 from distilbert.core.inputs import check_range
+from distilbert.core.spec import choose_class
 from distilbert.tf import heads
-from distilbert.tf.encoder import TFDistilBertModel
+from distilbert.tf.encoder import TFBertModel, TFDistilBertModel
 from distilbert.tf.model import PreTrainedModel
 
-MODELS: dict[str, type[PreTrainedModel]] = {
-    model.head: model
+# By the stem of the family and the head.
+MODELS: dict[tuple[str, str], type[PreTrainedModel]] = {
+    (model.family.stem, model.head): model
     for model in (
         TFDistilBertModel,
         heads.TFDistilBertForMaskedLM,
@@ -26,8 +29,34 @@ MODELS: dict[str, type[PreTrainedModel]] = {
         heads.TFDistilBertForMultipleChoice,
         heads.TFDistilBertForTokenClassification,
         heads.TFDistilBertForQuestionAnswering,
+        TFBertModel,
+        heads.TFBertForPreTraining,
+        heads.TFBertForMaskedLM,
+        heads.TFBertForNextSentencePrediction,
+        heads.TFBertForSequenceClassification,
+        heads.TFBertForMultipleChoice,
+        heads.TFBertForTokenClassification,
+        heads.TFBertForQuestionAnswering,
     )
 }
+
+
+def load(head: str, name_or_path: str | Path, *, where: Mapping[str, Any] | None = None, **options: Any) -> Any:
+    """What ``from_pretrained`` gives, of the class that the checkpoint's family has for a head.
+
+    Args:
+        head: the spec's name for what to compute.
+        name_or_path: a folder, or a Hub id.
+        where: ``revision``, ``cache_dir``, ``local_files_only``, ``token``.
+        options: others of ``from_pretrained``.
+
+    Raises:
+        CheckpointError: the checkpoint is absent, damaged, or does not fit the config.
+        InputError: the family has no such head.
+    """
+    where = where or {}
+    cls, own = choose_class(MODELS, head, read_config(name_or_path, **where))
+    return cls.from_pretrained(name_or_path, **own, **where, **options)
 
 
 class InferenceModel:
@@ -64,13 +93,12 @@ class InferenceModel:
             InputError: a device that is not there.
         """
         with keras.device(parse_device(device)):
-            loaded: Any = MODELS[head].from_pretrained(name_or_path, dtype=dtype, output_loading_info=True, **where)
-        model, report = loaded
+            model, report = load(head, name_or_path, where=where, dtype=dtype, output_loading_info=True)
         require_head(report, head, name_or_path)
         return cls(model, device)
 
     @property
-    def config(self) -> DistilBertConfig:
+    def config(self) -> Config:
         """The loaded model's config."""
         return self.model.config
 
@@ -78,12 +106,15 @@ class InferenceModel:
         """How many sequences of ``length`` tokens to give at a time."""
         return batch_rows(length, self.head, self.device.startswith("cpu"))
 
-    def __call__(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> dict[str, np.ndarray]:
+    def __call__(
+        self, input_ids: np.ndarray, attention_mask: np.ndarray, token_type_ids: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
         """Run one batch.
 
         Args:
             input_ids: integers (B, L), or (B, C, L) for multiple choice.
             attention_mask: of the same shape, 1 for tokens and 0 for padding.
+            token_type_ids: of the same shape, the segment of each token, by default 0; not of DistilBERT.
 
         Returns:
             The model's outputs by name, as float32.
@@ -92,8 +123,11 @@ class InferenceModel:
             InputError: an id outside the vocabulary, or a sequence too long for the model.
         """
         check_range("input_ids", int(input_ids.min()), int(input_ids.max()), self.config.vocab_size)
+        given = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if token_type_ids is not None:
+            given["token_type_ids"] = token_type_ids
         with keras.device(self.device):
-            output = self.model.predict_on_batch({"input_ids": input_ids, "attention_mask": attention_mask})
+            output = self.model.predict_on_batch(given)
         return {name: np.asarray(value, np.float32) for name, value in output.items()}
 
 

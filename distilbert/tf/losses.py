@@ -11,7 +11,7 @@ from typing import Any
 
 from keras import ops
 
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 
 Tensor = Any
 IGNORED = -100
@@ -19,7 +19,7 @@ SMALLEST_SQUARED_NORM = 1e-16  # as in PyTorch: a vector of zeros has a gradient
 
 
 def classification_loss(
-    logits_BC: Tensor, labels: Tensor, config: DistilBertConfig, sample_weight: Tensor | None = None
+    logits_BC: Tensor, labels: Tensor, config: Config, sample_weight: Tensor | None = None
 ) -> Tensor:
     """The loss of one label, or set of labels, a text.
 

@@ -16,11 +16,11 @@ import optree
 
 from distilbert.core import checkpoint, outputs
 from distilbert.core.checkpoint import LoadReport
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 from distilbert.core.errors import InputError
 from distilbert.core.inputs import as_array
 from distilbert.core.outputs import ModelOutput
-from distilbert.core.spec import DISTILBERT, Family, Parameter, parameters
+from distilbert.core.spec import Family, Parameter, parameters
 from distilbert.tf import loading, surgery
 from distilbert.tf.parameters import FromSpec, no_initial_values, variable
 
@@ -33,11 +33,13 @@ class PreTrainedModel(FromSpec, keras.Model):
         options: Keras's ``name``, ``dtype`` (a policy such as ``"mixed_bfloat16"``) and ``trainable``.
     """
 
-    family: ClassVar[Family] = DISTILBERT
-    head: ClassVar[str]
+    family: ClassVar[Family]
+    head: str
     input_rank: ClassVar[int] = 2  # of input_ids
 
-    def __init__(self, config: DistilBertConfig, **options: Any) -> None:
+    def __init__(self, config: Config, **options: Any) -> None:
+        if not isinstance(config, self.family.config):
+            raise InputError(f"config is a {type(config).__name__}, expected a {self.family.config.__name__}")
         config.validate()
         super().__init__(**options)
         self.config = config
@@ -104,11 +106,16 @@ class PreTrainedModel(FromSpec, keras.Model):
         given = self.gather_arguments(arguments, named)
         return super().stateless_call(trainable, non_trainable, return_losses=return_losses, **given)
 
+    @property
+    def own_options(self) -> dict[str, Any]:
+        """What the class was made with besides what all classes take."""
+        return {}
+
     def parameter_list(self) -> tuple[Parameter, ...]:
         """The spec's rows for this model's config and head."""
         return parameters(self.config, self.head, self.family)
 
-    def part_list(self, config: DistilBertConfig | None = None) -> Iterator[tuple[FromSpec, tuple[Parameter, ...]]]:
+    def part_list(self, config: Config | None = None) -> Iterator[tuple[FromSpec, tuple[Parameter, ...]]]:
         """Each part's rows (as ``config`` has them, by default the model's own) and the section it stands in."""
         listed = parameters(config or self.config, self.head, self.family)
         for _, group in groupby(listed, key=lambda parameter: (parameter.section, parameter.layer, parameter.path)):
@@ -116,10 +123,12 @@ class PreTrainedModel(FromSpec, keras.Model):
             yield self.section(rows[0]), rows
 
     def section(self, parameter: Parameter) -> FromSpec:
-        """What ``parameter`` stands in: the embeddings, a layer, or the head."""
+        """What ``parameter`` stands in: the embeddings, a layer, or for the pooler and the head a model."""
         if parameter.section == "head":
             return self
         base = self.get_base_model()
+        if parameter.section == "pooler":
+            return base
         return base.embeddings if parameter.layer is None else base.stack[parameter.layer]
 
     def variable_list(self) -> Iterator[tuple[Parameter, keras.Variable]]:
@@ -131,7 +140,7 @@ class PreTrainedModel(FromSpec, keras.Model):
 
     def get_base_model(self) -> PreTrainedModel:
         """The encoder: the model itself, or the part of it below the head."""
-        return self if self.head == "base" else getattr(self, self.family.prefix)
+        return self if self.family.heads[self.head].is_encoder else getattr(self, self.family.prefix)
 
     def num_parameters(self, only_trainable: bool = False) -> int:
         """How many numbers the model holds, tied ones counted once."""
@@ -143,7 +152,7 @@ class PreTrainedModel(FromSpec, keras.Model):
         cls,
         name_or_path: str | Path,
         *,
-        config: DistilBertConfig | None = None,
+        config: Config | None = None,
         dtype: str | keras.DTypePolicy | None = None,
         ignore_mismatched_sizes: bool = False,
         output_loading_info: bool = False,
@@ -151,6 +160,7 @@ class PreTrainedModel(FromSpec, keras.Model):
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         token: str | bool | None = None,
+        add_pooling_layer: bool | None = None,
         **overrides: Any,
     ) -> Self | tuple[Self, LoadReport]:
         """Load a checkpoint from a folder or from the Hub.
@@ -166,6 +176,7 @@ class PreTrainedModel(FromSpec, keras.Model):
             cache_dir: where the Hub's files are kept.
             local_files_only: never ask the network.
             token: a Hub token.
+            add_pooling_layer: of a bare BERT, False leaves its pooler out.
             overrides: config fields, such as ``num_labels=3``.
 
         Raises:
@@ -175,7 +186,7 @@ class PreTrainedModel(FromSpec, keras.Model):
         """
         config, tensors, report = checkpoint.load(
             name_or_path,
-            cls.head,
+            cls.family.pooled(cls.head, add_pooling_layer),
             config=config,
             overrides=overrides,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
@@ -185,8 +196,9 @@ class PreTrainedModel(FromSpec, keras.Model):
             local_files_only=local_files_only,
             token=token,
         )
+        options: dict[str, Any] = {} if add_pooling_layer is None else {"add_pooling_layer": add_pooling_layer}
         with no_initial_values():
-            model = cls(config, dtype=loading.parse_dtype(dtype, tensors))
+            model = cls(config, dtype=loading.parse_dtype(dtype, tensors), **options)
         loading.fill(model, tensors)
         return (model, report) if output_loading_info else model
 
@@ -209,7 +221,7 @@ class PreTrainedModel(FromSpec, keras.Model):
             CheckpointError: the folder cannot be written or the disk is full; what was there is unchanged.
             InputError: an unknown format or size.
         """
-        config = DistilBertConfig.from_dict(
+        config = self.config.from_dict(
             self.config.to_dict(), architectures=[type(self).__name__.removeprefix("TF")], dtype=self.variable_dtype
         )
         return checkpoint.write_checkpoint(
@@ -229,6 +241,7 @@ class PreTrainedModel(FromSpec, keras.Model):
             "name": self.name,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
             "trainable": self.trainable,
+            **self.own_options,
         }
 
     @classmethod
@@ -236,12 +249,16 @@ class PreTrainedModel(FromSpec, keras.Model):
         """The reverse of ``get_config``."""
         values = dict(config)
         values["dtype"] = keras.dtype_policies.deserialize(values["dtype"])
-        return cls(DistilBertConfig.from_dict(values.pop("config")), **values)
+        return cls(cls.family.config.from_dict(values.pop("config")), **values)
 
     def export(self, filepath: str | Path, format: str = "tf_saved_model", **options: Any) -> None:
-        """As ``keras.Model.export``; the default signature takes ``input_ids`` and ``attention_mask``, int32 (B, L)."""
+        """As ``keras.Model.export``.
+
+        The default signature takes ``input_ids``, ``attention_mask`` and of BERT ``token_type_ids``, int32 (B, L).
+        """
         shape = (None,) * self.input_rank
-        signature = {name: keras.InputSpec("int32", shape, name=name) for name in ("input_ids", "attention_mask")}
+        names = ("input_ids", "attention_mask", *(["token_type_ids"] if self.family.has_segments else []))
+        signature = {name: keras.InputSpec("int32", shape, name=name) for name in names}
         options.setdefault("input_signature", [signature])
         super().export(str(filepath), format=format, **options)
 

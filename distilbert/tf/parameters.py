@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 from distilbert.core.spec import KERAS, Kind, Parameter, constant, sinusoidal_positions, standard_deviation
 
 Tensor = Any
@@ -40,7 +40,7 @@ class FromSpec(keras.layers.Layer):
         self.built = True  # the parts are, as soon as they are made
 
     def add_parts(
-        self, listed: Iterable[Parameter], config: DistilBertConfig, tied_table: Callable[[], Any] | None = None
+        self, listed: Iterable[Parameter], config: Config, tied_table: Callable[[], Any] | None = None
     ) -> None:
         """Make the layers of the rows ``listed``, with initial values."""
         for path, group in groupby(listed, key=lambda parameter: parameter.path):
@@ -98,11 +98,11 @@ class TiedDense(keras.layers.Layer):
 
 
 def make_part(
-    rows: tuple[Parameter, ...], config: DistilBertConfig, dtype: Any, tied_table: Callable[[], Any] | None = None
+    rows: tuple[Parameter, ...], config: Config, dtype: Any, tied_table: Callable[[], Any] | None = None
 ) -> keras.layers.Layer:
     """Keras's own layer for one row's parameters, with its initial values."""
     first = rows[0]
-    options = {"name": first.path.rpartition(".")[2], "dtype": dtype}
+    options = {"name": first.layer_name, "dtype": dtype}
     initial = {row.kind: initializer(row, config) for row in rows}
     if first.tied_to is not None:
         assert tied_table is not None
@@ -121,7 +121,7 @@ def make_part(
     return part
 
 
-def initializer(parameter: Parameter, config: DistilBertConfig) -> Callable[..., Any]:
+def initializer(parameter: Parameter, config: Config) -> Callable[..., Any]:
     """What gives a new ``parameter`` the values of the spec, in Keras's orientation."""
     if _skip_initial_values.get():
         return keras.initializers.Zeros()

@@ -13,7 +13,7 @@ import numpy as np
 from distilbert.core.errors import InputError
 from distilbert.core.outputs import flatten
 from distilbert.core.spec import KERAS
-from distilbert.tf.inference import MODELS, parse_device
+from distilbert.tf.inference import load, parse_device
 from distilbert.tf.loading import to_array, to_arrays
 from distilbert.tf.model import PreTrainedModel
 
@@ -46,9 +46,7 @@ class Probe:
         _compute_exactly()
         warnings.filterwarnings("ignore", "You are using a softmax over axis")  # Keras, of texts of one token
         with keras.device(self.device):
-            self.model: PreTrainedModel = MODELS[head].from_pretrained(  # type: ignore[assignment]
-                name_or_path, dtype=dtype, **overrides
-            )
+            self.model: PreTrainedModel = load(head, name_or_path, dtype=dtype, **overrides)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The parameters by canonical name, in PyTorch's orientation, as float32; tied ones once."""

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from distilbert.core import surgery
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 from distilbert.core.spec import KERAS, Parameter
 from distilbert.tf.loading import to_array
 from distilbert.tf.parameters import make_part, replace_part, variable
@@ -84,7 +84,7 @@ def _resize(model: PreTrainedModel, axis: str, size: int) -> None:
 def _rebuild(
     model: PreTrainedModel,
     axis: str,
-    changed: DistilBertConfig,
+    changed: Config,
     keep: Callable[[Parameter, np.ndarray, np.ndarray], np.ndarray],
 ) -> None:
     """Make the parts that have ``axis`` anew; ``keep`` makes their values from the old and the initial ones."""

@@ -2,24 +2,24 @@
 
 import numpy as np
 import pytest
-from backends import CASES, assert_close, golden, head_of
-from conftest import GOLDEN
+from backends import EVERY_CASE, WHOLE, assert_close, folder_of, golden, head_of
 
 from distilbert.core.checkpoint import load
+from distilbert.core.config import read_config
 from distilbert.core.errors import InputError
-from distilbert.core.spec import DISTILBERT
+from distilbert.core.spec import family_of
 from distilbert.parity.inputs import batches
 from distilbert.parity.reference import Reference
 
 
 def reference(case, **overrides):
-    folder = GOLDEN / f"distilbert-{case}"
-    options = {"config": None, "ignore_mismatched_sizes": False, "family": DISTILBERT}
-    config, tensors, _ = load(folder, head_of(case), overrides=overrides, **options)
+    config = read_config(folder_of(case))
+    options = {"config": config, "ignore_mismatched_sizes": False, "family": family_of(config)}
+    config, tensors, _ = load(folder_of(case), head_of(case), overrides=overrides, **options)
     return Reference(config, head_of(case), tensors)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", EVERY_CASE)
 def test_transformers_agrees(case):
     values = golden(case)
     inputs = {name.removeprefix("in/"): value for name, value in values.items() if name.startswith("in/")}
@@ -34,9 +34,9 @@ def test_transformers_agrees(case):
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu", "silu"])
-@pytest.mark.parametrize("case", ["mlm", "regression", "multilabel", "choice", "tokcls", "qa"])
+@pytest.mark.parametrize("case", ["mlm", "regression", "multilabel", "choice", "tokcls", "qa", WHOLE])
 def test_gradients_are_slopes(case, activation):
-    model = reference(case, activation=activation)
+    model = reference(case, **{"hidden_act" if case == WHOLE else "activation": activation})
     batch = batches(model.config, model.head)["head_mask and position_ids"]
     gradients = model(batch, with_gradients=True)
     generator = np.random.default_rng(0)

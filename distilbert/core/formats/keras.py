@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from distilbert.core.config import DistilBertConfig
+from distilbert.core.config import Config
 from distilbert.core.errors import CheckpointError
 from distilbert.core.formats import DTYPES, finish, h5, hdf5, in_order, map_file, stored_zip
-from distilbert.core.spec import DISTILBERT, KERAS, KERAS_CLASSES, KERAS_TIED_CLASS, Family, Parameter, parameters
+from distilbert.core.spec import FAMILIES, KERAS, KERAS_CLASSES, KERAS_TIED_CLASS, Family, Parameter, parameters
 
 WEIGHTS_FILE, CONFIG_FILE, METADATA_FILE = "model.weights.h5", "config.json", "metadata.json"  # of a .keras
 SUFFIX = ".keras"
@@ -48,14 +48,16 @@ def places(listed: Iterable[Parameter], family: Family) -> Iterator[tuple[Parame
             layer = f"{_container(rows[0], family)}/{numbered(kind, counts[kind])}"
             counts[kind] += 1
             for index, row in enumerate(row for row in rows if row.tied_to is None):
-                yield row, f"{layer}/vars/{index}", row.path.rpartition(".")[2]
+                yield row, f"{layer}/vars/{index}", row.layer_name
 
 
 def _container(row: Parameter, family: Family) -> str:
     """What holds the layers of a section: the attributes by which Keras comes to them in ``distilbert.tf``."""
     if row.section == "head":
         return "layers"
-    prefix = f"{family.prefix}/" if row.section_path.startswith(f"{family.prefix}.") else ""
+    prefix = f"{family.prefix}/" if row.section_path.split(".")[0] == family.prefix else ""
+    if row.section == "pooler":
+        return f"{prefix}layers"
     inner = family.embeddings_path if row.layer is None else f"layers/{numbered('layer', row.layer)}"
     return f"{prefix}{inner}/parts"
 
@@ -93,7 +95,7 @@ def read_archive(path: Path) -> dict[str, np.ndarray]:
         raise CheckpointError(f"{path}: not a .keras that can be read: {error}") from None
 
 
-def read_config(path: Path, family: Family = DISTILBERT) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
     """The hyperparameters in a ``.keras``, as in ``config.json``; ``architectures`` is the class that was saved.
 
     Raises:
@@ -106,12 +108,16 @@ def read_config(path: Path, family: Family = DISTILBERT) -> dict[str, Any]:
             raise ValueError(f"its {CONFIG_FILE} is larger than {MAX_CONFIG} bytes")
         match json.loads(text.tobytes()):
             case {"registered_name": str(name), "config": {"config": dict(values)}}:
-                classes = {f"{PACKAGE}>{_class_name(family, head)}": family.class_name(head) for head in family.heads}
+                classes = {
+                    f"{PACKAGE}>{_class_name(family, head)}": family.class_name(head)
+                    for family in FAMILIES
+                    for head in family.heads
+                }
                 if name in classes:
                     return values | {"architectures": [classes[name]]}
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a .keras that can be read: {error!s:.200}") from None
-    raise CheckpointError(f"{path}: holds another model than those of {PACKAGE}.tf, expected a TF{family.stem}… class")
+    raise CheckpointError(f"{path}: holds another model than those of {PACKAGE}.tf, expected one of those classes")
 
 
 def _entry(path: Path, data: np.ndarray, name: str) -> np.ndarray:
@@ -137,14 +143,16 @@ def variables(data: np.ndarray) -> Iterator[tuple[str, str | None, np.ndarray]]:
             yield place, file.text(holder.attributes, b"name") if holder else None, item
 
 
-def _read(data: np.ndarray, family: Family = DISTILBERT) -> dict[str, np.ndarray]:
+def _read(data: np.ndarray) -> dict[str, np.ndarray]:
     # Which layers there are does not depend on the sizes: the table for one layer serves for each.
-    configs = [DistilBertConfig(n_layers=1, tie_word_embeddings=is_tied) for is_tied in (True, False)]
     known = {
         (_unnumbered(place), layer): row
-        for config in configs
+        for family in FAMILIES
+        for is_tied in (True, False)
         for head in family.heads
-        for row, place, layer in places(parameters(config, head, family), family)
+        for row, place, layer in places(
+            parameters(family.config(num_hidden_layers=1, tie_word_embeddings=is_tied), head), family
+        )
     }
     named = {place for place, _ in known}
     found = 0
@@ -210,7 +218,7 @@ def write_archive(
     listed: Iterable[Parameter],
     family: Family,
     head: str,
-    config: DistilBertConfig,
+    config: Config,
 ) -> None:
     """Write a ``.keras`` that Keras loads as our class; see ``write_weights``.
 
