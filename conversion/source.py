@@ -111,7 +111,7 @@ def detect_head(tensors: Mapping[str, np.ndarray], config: Config, source: str, 
     fitting: dict[str, int] = {}
     for head in family.heads:
         every = parameters(config, head, family)
-        listed = [row for row in every if row.section == "head" and row.tied_to is None]
+        listed = [row for row in every if row.section in ("pooler", "head") and row.tied_to is None]
         stored = pair(tensors, every, source=source, family=family).stored
         shapes = {row.name: sorted(tensors[stored[row.name]].shape) for row in listed if row.name in stored}
         if all(shapes.get(row.name) == sorted(row.shape) for row in listed):

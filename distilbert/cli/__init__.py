@@ -11,7 +11,13 @@ from collections.abc import Iterable
 import typer
 
 # Each command, and the module here that has it. RUN_EPILOG there, say, is how the help of run ends.
-COMMANDS = {"run": "run", "convert": "conversion", "inspect": "conversion", "parity": "parity"}
+COMMANDS = {
+    "run": "run",
+    "convert": "conversion",
+    "inspect": "conversion",
+    "parity": "parity",
+    "init-student": "student",
+}
 
 
 def make_app(names: Iterable[str] = COMMANDS) -> typer.Typer:
@@ -20,8 +26,9 @@ def make_app(names: Iterable[str] = COMMANDS) -> typer.Typer:
     app.callback()(_commands)
     for name in names:
         module = importlib.import_module(f"{__name__}.{COMMANDS[name]}")
-        paragraphs = getattr(module, f"{name.upper()}_EPILOG", "").split("\n\n")
-        app.command(epilog="\n\n".join(" ".join(part.split()) for part in paragraphs))(getattr(module, name))
+        function = name.replace("-", "_")
+        paragraphs = getattr(module, f"{function.upper()}_EPILOG", "").split("\n\n")
+        app.command(name, epilog="\n\n".join(" ".join(part.split()) for part in paragraphs))(getattr(module, function))
     return app
 
 
