@@ -20,6 +20,7 @@ COMMANDS = {
     "convert": "conversion",
     "inspect": "conversion",
     "parity": "parity",
+    "init-student": "student",
     "prepare-corpus": "corpus",
 }
 
