@@ -10,7 +10,7 @@ import numpy as np
 
 from distilbert.conversion.source import open_source
 from distilbert.core.checkpoint import match, write_checkpoint
-from distilbert.core.config import BertConfig, DistilBertConfig, read_config
+from distilbert.core.config import BertConfig, DistilBertConfig
 from distilbert.core.errors import CheckpointError, InputError
 from distilbert.core.files import current_file
 from distilbert.core.spec import BERT, DISTILBERT, Parameter, parameters
@@ -76,10 +76,10 @@ def init_student(
         CheckpointError: the teacher is absent, damaged or no BERT, or the student cannot be written.
         InputError: layers that the teacher has not, or a head that does not come from the teacher's.
     """
-    config = read_config(teacher if Path(teacher).is_dir() else Path(teacher).parent)
+    source = open_source(teacher)
+    config = source.config
     if not isinstance(config, BertConfig):
         raise CheckpointError(f"{teacher}: is a {config.model_type}, expected a BERT")
-    source = open_source(teacher, family=BERT)
     own = HEADS.get(source.head, "base")
     head = own if head is None else head
     if head not in (own, "base"):
