@@ -1,6 +1,7 @@
 """The contract of all tasks: transformers 4.57.6's answers (tests/golden/pipelines), and one clear error or an answer."""
 
 import json
+import shutil
 import sys
 from functools import cache
 
@@ -245,3 +246,19 @@ def test_a_loaded_model_answers_too(backend, prefix, ask, tmp_path):
         pipeline("feature-extraction", model, tokenizer=tmp_path)
     with pytest.raises(InputError, match="needs a tokenizer="):
         pipeline("fill-mask", model)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bert_is_told_its_segments(backend, tmp_path):
+    shutil.copytree(GOLDEN / "bert-seqcls", tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.npz"))
+    tokenizer = distilbert.BertTokenizer.from_pretrained(GOLDEN / "distilbert-seqcls")
+    tokenizer.save_pretrained(tmp_path)
+    encoded = tokenizer("a film", "the plot was good", return_tensors="pt")
+    logits = distilbert.BertForSequenceClassification.from_pretrained(tmp_path)(**encoded).logits.detach()
+    classify = pipeline("text-classification", tmp_path, backend=backend, device="cpu", top_k=None)
+    scores = {
+        answer["label"]: answer["score"] for answer in classify({"text": "a film", "text_pair": "the plot was good"})
+    }
+    np.testing.assert_allclose([scores[f"LABEL_{n}"] for n in range(3)], logits.softmax(-1)[0], rtol=0, atol=1e-5)
+    embed = pipeline("feature-extraction", tmp_path, backend=backend, device="cpu")
+    assert embed(["a film"])[0].shape == (4, 32)

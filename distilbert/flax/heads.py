@@ -70,13 +70,13 @@ class MaskedLM(HeadModel):
     def forward(self, rngs: nnx.Rngs | None, labels: Array | None = None, **inputs: Any) -> ModelOutput:
         """See the class."""
         encoded = self.base_model.forward(rngs=rngs, **inputs)
-        logits_BLV = self.predict(encoded.last_hidden_state)
+        logits_BLV = self.score_words(encoded.last_hidden_state)
         loss = None
         if labels is not None:
             loss = token_loss(logits_BLV, check_values("labels", labels, self.config.vocab_size, IGNORED))
         return self.answer(encoded, loss=loss, logits=logits_BLV)
 
-    def predict(self, hidden_BLD: Array) -> Array:
+    def score_words(self, hidden_BLD: Array) -> Array:
         """The scores (B, L, V) of every word of the vocabulary."""
         transformed_BLD = get_activation(self.config.hidden_act)(self.part("transform")(hidden_BLD))
         normed_BLD = self.part("transform_norm")(transformed_BLD)
@@ -125,7 +125,7 @@ class PreTraining(MaskedLM):
     ) -> ModelOutput:
         """See the class."""
         encoded = self.base_model.forward(rngs=rngs, **inputs)
-        logits_BLV = self.predict(encoded.last_hidden_state)
+        logits_BLV = self.score_words(encoded.last_hidden_state)
         logits_B2 = self.part("next_sentence")(self.text_vector(encoded))
         loss = None
         if labels is not None and next_sentence_label is not None:

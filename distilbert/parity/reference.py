@@ -349,10 +349,10 @@ class Reference:
             vectors = {"last_hidden_state": hidden}
             return vectors | {"pooler_output": self.text_vector(hidden)} if (None, "pooler") in self.parts else vectors
         if self.head == "masked-lm":
-            return {"logits": self.predict(hidden)}
+            return {"logits": self.score_words(hidden)}
         if self.head == "pretraining":
             follows = self.linear(self.text_vector(hidden), "next_sentence")
-            return {"prediction_logits": self.predict(hidden), "seq_relationship_logits": follows}
+            return {"prediction_logits": self.score_words(hidden), "seq_relationship_logits": follows}
         if self.head == "next-sentence":
             return {"logits": self.linear(self.text_vector(hidden), "next_sentence")}
         if self.head == "question-answering":
@@ -367,7 +367,7 @@ class Reference:
             hidden = self.text_vector(hidden)
         return {"logits": self.linear(hidden, "classifier")}
 
-    def predict(self, hidden: Value) -> Value:
+    def score_words(self, hidden: Value) -> Value:
         """The scores of all words for each token."""
         inner = self.norm(self.activate(self.linear(hidden, "transform")), "transform_norm")
         return self.linear(inner, "decoder")

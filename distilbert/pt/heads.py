@@ -71,11 +71,11 @@ class MaskedLM(HeadModel):
     def compute(self, inputs: Inputs, return_dict: bool | None, labels: Tensor | None) -> Output:
         """``labels`` (B, L), -100 where no prediction counts; returns ``loss`` and ``logits`` (B, L, V)."""
         encoded = self.base_model(**inputs, return_dict=True)
-        logits_BLV = self.predict(encoded.last_hidden_state)
+        logits_BLV = self.score_words(encoded.last_hidden_state)
         loss = None if labels is None else token_loss(logits_BLV, labels)
         return self.answer(encoded, return_dict, loss=loss, logits=logits_BLV)
 
-    def predict(self, hidden_BLD: Tensor) -> Tensor:
+    def score_words(self, hidden_BLD: Tensor) -> Tensor:
         """The scores (B, L, V) of every word of the vocabulary."""
         transformed_BLD = self.activation(self.part("transform")(hidden_BLD))
         return self.part("decoder")(self.part("transform_norm")(transformed_BLD))
@@ -115,7 +115,7 @@ class PreTraining(MaskedLM):
         Returns ``loss``, ``prediction_logits`` (B, L, V) and ``seq_relationship_logits`` (B, 2).
         """
         encoded = self.base_model(**inputs, return_dict=True)
-        logits_BLV = self.predict(encoded.last_hidden_state)
+        logits_BLV = self.score_words(encoded.last_hidden_state)
         logits_B2 = self.part("next_sentence")(self.text_vector(encoded))
         loss = None
         if labels is not None and next_sentence_label is not None:
