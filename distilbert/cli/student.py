@@ -14,7 +14,7 @@ from distilbert.distillation.student import init_student as make_student
 INIT_STUDENT_EPILOG = """
 [bold]Examples[/bold]
 
-distilbert init-student google-bert/bert-base-uncased student
+distilbert init-student teacher student
 
 distilbert init-student teacher student --layers 0,2,4,7,9,11
 
