@@ -105,7 +105,8 @@ class Csv:
         self.file.flush()
 
     def close(self) -> None:
-        """Nothing more follows."""
+        """Write the header at least."""
+        self.write([], [])
 
 
 class Npy:

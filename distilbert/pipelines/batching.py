@@ -60,13 +60,15 @@ def run_by_length(
         longest = len(sequences[order[start]])
         batch = order[start : start + (batch_size or model.batch_rows(longest))]
         input_ids = np.full((len(batch), longest), pad_token_id, dtype=np.int64)
-        arrays = [input_ids, *(np.zeros_like(input_ids) for _ in ("mask", *(["segments"] if segments else [])))]
+        attention_mask, token_type_ids = np.zeros_like(input_ids), np.zeros_like(input_ids)
         for row, index in enumerate(batch):
-            values: list[Any] = [sequences[index], 1, *([segments[index]] if segments else [])]
-            for array, value in zip(arrays, values, strict=True):
-                array[row, : len(sequences[index])] = value
-        inputs = (array.reshape(len(batch), *shape, longest) for array in arrays)
-        outputs = model(*inputs)
+            length = len(sequences[index])
+            input_ids[row, :length] = sequences[index]
+            attention_mask[row, :length] = 1
+            if segments is not None:
+                token_type_ids[row, :length] = segments[index]
+        given = [input_ids, attention_mask] if segments is None else [input_ids, attention_mask, token_type_ids]
+        outputs = model(*(array.reshape(len(batch), *shape, longest) for array in given))
         for row, index in enumerate(batch):
             kept[index] = keep(index, {name: values[row] for name, values in outputs.items()})
         start += len(batch)
