@@ -74,7 +74,7 @@ def test_config_says_what_is_wrong(values, message):
         ({"is_decoder": True}, "is_decoder is set"),
         ({"add_cross_attention": True}, "add_cross_attention is set"),
         ({"type_vocab_size": 0}, "type_vocab_size is 0"),
-        ({"classifier_dropout": 2}, "probability"),
+        ({"classifier_dropout": 2}, "classifier_dropout is 2, expected a probability"),
         ({"layer_norm_eps": 0}, "layer_norm_eps is 0"),
         ({"hidden_size": 10, "num_attention_heads": 3}, "hidden_size divisible by num_attention_heads"),
         ({"hidden_act": "swash"}, "hidden_act is 'swash'"),
