@@ -1,5 +1,7 @@
 """What every backend promises beyond the numbers of the golden cases: one contract, three times."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 from backends import BACKENDS, HEADS, WHOLE, arrays_of, assert_close, flatten, golden, load, model_class
@@ -48,8 +50,7 @@ def test_padding_changes_nothing(backend):
     assert_close(padded["last_hidden_state"][:, :3], alone["last_hidden_state"], 1e-5)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("case", [*HEADS, WHOLE])
+@pytest.mark.parametrize("case, dtype", [*product(HEADS, ["float16", "bfloat16"]), (WHOLE, "bfloat16")])
 def test_half_precision(backend, case, dtype):
     given = arrays_of(case)
     expected = answer(backend, load(backend, case), **given)

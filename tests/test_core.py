@@ -14,7 +14,7 @@ from distilbert import BertConfig, DistilBertConfig
 from distilbert.core import checkpoint, files, hub
 from distilbert.core.config import config_from_dict, read_config
 from distilbert.core.errors import CheckpointError, ConfigError, InputError
-from distilbert.core.spec import DISTILBERT, FLAX, TENSORFLOW, TORCH, Kind, parameters, sinusoidal_positions
+from distilbert.core.spec import BERT, DISTILBERT, FLAX, TENSORFLOW, TORCH, Kind, parameters, sinusoidal_positions
 
 TINY = DistilBertConfig(vocab_size=11, max_position_embeddings=7, n_layers=2, n_heads=2, dim=4, hidden_dim=6)
 
@@ -74,7 +74,7 @@ def test_config_says_what_is_wrong(values, message):
         ({"is_decoder": True}, "is_decoder is set"),
         ({"add_cross_attention": True}, "add_cross_attention is set"),
         ({"type_vocab_size": 0}, "type_vocab_size is 0"),
-        ({"classifier_dropout": 2}, "probability"),
+        ({"classifier_dropout": 2}, "classifier_dropout is 2, expected a probability"),
         ({"layer_norm_eps": 0}, "layer_norm_eps is 0"),
         ({"hidden_size": 10, "num_attention_heads": 3}, "hidden_size divisible by num_attention_heads"),
         ({"hidden_act": "swash"}, "hidden_act is 'swash'"),
@@ -152,6 +152,17 @@ def test_old_names_and_prefixes_are_one_thing():
     assert not report.missing and not report.unexpected
     assert found.keys() == values.keys()
     assert all(np.array_equal(found[name], value) for name, value in values.items())
+
+
+def test_the_bias_of_berts_projection_has_two_names():
+    config = BertConfig(11, 4, 1, 2, 6)
+    values = values_for("masked-lm", config)
+    assert "cls.predictions.bias" in values
+    both = values | {"cls.predictions.decoder.bias": values["cls.predictions.bias"]}
+    other = {name.replace("predictions.bias", "predictions.decoder.bias"): value for name, value in values.items()}
+    for stored in (values, both, other):
+        found, report = checkpoint.match(stored, parameters(config, "masked-lm"), source="test", family=BERT)
+        assert found.keys() == values.keys() and not report.missing and not report.unexpected
 
 
 def test_everything_wrong_is_reported_at_once():

@@ -28,6 +28,7 @@ from distilbert.core.spec import (
     Layout,
     Parameter,
     canonical_name,
+    family_of,
     parameters,
 )
 
@@ -487,7 +488,7 @@ def write_checkpoint(
     head: str,
     file_format: str = "safetensors",
     max_shard_size: int | str = "5GB",
-    family: Family = DISTILBERT,
+    family: Family | None = None,
 ) -> list[Path]:
     """Save a config and its weights, all of it or nothing.
 
@@ -500,7 +501,7 @@ def write_checkpoint(
             ``"keras"`` and ``"keras-weights"`` as Keras 3 does for our classes.
         max_shard_size: bytes, or a text such as ``"500MB"``. Weights above it are split into several files
             with an index; a tensor larger than that has a file of its own. Keras 3's are always one file.
-        family: what the parameters belong to.
+        family: what the parameters belong to, by default the config's.
 
     Returns:
         The files written.
@@ -512,7 +513,12 @@ def write_checkpoint(
         InputError: ``max_shard_size`` is not a size, ``file_format`` not a format that is written.
     """
     save = Save.prepare(
-        config, tensors, head=head, file_format=file_format, max_shard_size=max_shard_size, family=family
+        config,
+        tensors,
+        head=head,
+        file_format=file_format,
+        max_shard_size=max_shard_size,
+        family=family or family_of(config),
     )
     form = save.form
     for other in list(FORMATS.values())[: list(FORMATS).index(file_format)]:

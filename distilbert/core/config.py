@@ -158,9 +158,7 @@ class Config:
         if self.num_hidden_layers > MAX_LAYERS:
             raise ConfigError(f"config: {layers} is {self.num_hidden_layers}, expected at most {MAX_LAYERS}")
         for name in self.rates:
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 <= value <= 1:
-                raise ConfigError(f"config: {name} is {value!r}, expected a probability from 0 to 1")
+            _require_probability(name, getattr(self, name))
         if not isinstance(self.initializer_range, (int, float)) or not 0 <= self.initializer_range < float("inf"):
             raise ConfigError(f"config: initializer_range is {self.initializer_range!r}, expected a number >= 0")
         if self.hidden_size % self.num_attention_heads:
@@ -351,7 +349,7 @@ class BertConfig(Config):
         *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
         *("max_position_embeddings", "type_vocab_size"),
     )
-    rates: ClassVar[tuple[str, ...]] = ("hidden_dropout_prob", "attention_probs_dropout_prob", "seq_classif_dropout")
+    rates: ClassVar[tuple[str, ...]] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
     sinusoidal_pos_embds: ClassVar[bool] = False
     qa_dropout: ClassVar[float] = 0.0
 
@@ -390,6 +388,8 @@ class BertConfig(Config):
     def validate(self) -> None:
         """See ``Config.validate``."""
         super().validate()
+        if self.classifier_dropout is not None:
+            _require_probability("classifier_dropout", self.classifier_dropout)
         if not isinstance(self.layer_norm_eps, (int, float)) or not 0 < self.layer_norm_eps < 1:
             raise ConfigError(f"config: layer_norm_eps is {self.layer_norm_eps!r}, expected a small number above 0")
         if self.position_embedding_type != "absolute":
@@ -450,6 +450,12 @@ def _stored(name_or_path: str | Path, **where: Any) -> dict[str, Any]:
 def numbered_labels(count: int) -> dict[int, str]:
     """Names for labels that have none: ``{0: "LABEL_0", 1: "LABEL_1", …}``."""
     return {index: f"LABEL_{index}" for index in range(count)}
+
+
+def _require_probability(name: str, value: Any) -> None:
+    """Refuse a dropout rate that is none."""
+    if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise ConfigError(f"config: {name} is {value!r}, expected a probability from 0 to 1")
 
 
 def _integer_keys(name: str, value: Any) -> dict[int, Any]:
