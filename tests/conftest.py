@@ -6,6 +6,8 @@ from pathlib import Path
 # Several tests run at once, on tiny models: threads of their own would only wait for each other.
 for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
     os.environ.setdefault(name, "1")
+# Compiling takes most of the time of JAX's tests, on models that run in a millisecond either way.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import pytest
 
