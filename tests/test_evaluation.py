@@ -14,6 +14,7 @@ from conftest import GOLDEN
 from rich.console import Console
 from typer.testing import CliRunner
 
+import distilbert
 from distilbert import DistilBertForMaskedLM, pipeline
 from distilbert.cli import evaluate as command
 from distilbert.cli import make_app
@@ -429,7 +430,7 @@ def test_perplexity_is_that_of_training_on_every_backend(backend, masked, write)
 class Uniform:
     """A model to which all tokens are alike, and which remembers what it read."""
 
-    config = SimpleNamespace(max_position_embeddings=40, pad_token_id=0)
+    config = distilbert.DistilBertConfig(max_position_embeddings=40)
 
     def __init__(self):
         self.seen = []
