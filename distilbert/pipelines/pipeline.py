@@ -83,7 +83,7 @@ class Pipeline:
         if isinstance(inputs, (list, tuple)):
             return list(self._stream(inputs, size, chosen))
         if isinstance(inputs, Iterable) and not isinstance(inputs, (bytes, bytearray)):
-            return self._stream(inputs, size, chosen)
+            return self._stream(inputs, size, chosen, FIRST_LOOK_AHEAD)
         raise InputError(f"the input is of type {type(inputs).__name__}, expected a text, or many")
 
     def answer_windows(self, windows: Iterable[Sequence[Any]], *, done: int = 0) -> Iterator[list[Answer]]:
@@ -101,14 +101,17 @@ class Pipeline:
     def _look_ahead(self, batch_size: int | None) -> int:
         return max(LOOK_AHEAD, LOOK_AHEAD_BATCHES * (batch_size or self.model.batch_rows(self.limit)))
 
-    def _stream(self, items: Iterable[Any], batch_size: int | None, options: Any) -> Iterator[Answer]:
+    def _stream(
+        self, items: Iterable[Any], batch_size: int | None, options: Any, first: int | None = None
+    ) -> Iterator[Answer]:
         iterator = iter(items)
+        most = self._look_ahead(batch_size)
 
         def windows() -> Iterator[list[Any]]:
-            size = FIRST_LOOK_AHEAD
+            size = first or most
             while window := list(islice(iterator, size)):
                 yield window
-                size = min(2 * size, self._look_ahead(batch_size))
+                size = min(2 * size, most)
 
         for answers in self._answer_windows(windows(), batch_size, options, 0):
             yield from answers
