@@ -20,6 +20,8 @@ COMMANDS = {
     "convert": "conversion",
     "inspect": "conversion",
     "parity": "parity",
+    "finetune": "training",
+    "distill": "training",
     "init-student": "student",
     "prepare-corpus": "corpus",
 }

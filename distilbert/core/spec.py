@@ -506,6 +506,11 @@ def constant(parameter: Parameter) -> float:
     return 1.0 if parameter.kind is Kind.NORM_SCALE else 0.0
 
 
+def is_decayed(parameter: Parameter) -> bool:
+    """Whether weight decay pulls the parameter towards 0: weights and embeddings, no bias and no norm."""
+    return parameter.kind in (Kind.WORD_EMBEDDING, Kind.EMBEDDING, Kind.WEIGHT)
+
+
 def sinusoidal_positions(count: int, size: int) -> np.ndarray:
     """The fixed position table of "Attention Is All You Need", section 3.5, as DistilBERT interleaves it.
 

@@ -66,6 +66,7 @@ class Question:
     question: str
     context: str
     answers: list[str]
+    starts: list[int | None]  # where in the context each answer begins, if the file says so
     may_be_unanswerable: bool  # the file says of each question whether it has an answer, as SQuAD 2.0 does
 
 
@@ -105,7 +106,7 @@ def read_texts(
     """
     asked = {"text": text_field, "text pair": text_pair_field, "label": label_field}
     is_json = _kind(name) in ("jsonl", ".json")
-    records = _read_objects(name) if is_json else _read_table(name, [field for field in asked.values() if field])
+    records = read_objects(name) if is_json else _read_table(name, [field for field in asked.values() if field])
     fields: dict[str, str | None] = {}
     for number, record in records:
         where = f"{name}:{number}"
@@ -164,7 +165,12 @@ def _choose_fields(names: Sequence[str], asked: Mapping[str, str | None], where:
     return {"text": text, "text pair": pair, "label": label}
 
 
-def _read_objects(name: str) -> Iterator[tuple[int, Record]]:
+def read_objects(name: str) -> Iterator[tuple[int, Record]]:
+    """The object on each line of JSON that is not blank, with the line's number.
+
+    Raises:
+        InputError: a line holds something else.
+    """
     for number, line in read_lines(name):
         if not line.strip():
             continue
@@ -267,7 +273,7 @@ def read_questions(name: str) -> Iterator[Question]:
         InputError: something is missing, or of another type.
     """
     if _kind(name) == "jsonl":
-        for number, record in _read_objects(name):
+        for number, record in read_objects(name):
             yield _question(record, record, f"{name}:{number}")
         return
     document = _parse("\n".join(line for _, line in read_lines(name)), name)
@@ -283,16 +289,22 @@ def _question(record: Any, holder: Any, where: str) -> Question:
     for part in (record, holder):
         if not isinstance(part, dict):
             raise InputError(f"{where}: found {part!r:.40}, expected an object")
-    answers = record.get("answers")
+    answers: Any = record.get("answers")
+    starts: Any = None
     if isinstance(answers, dict):
-        answers = answers.get("text")
+        answers, starts = answers.get("text"), answers.get("answer_start")
     if not isinstance(answers, list):
         raise InputError(f"{where}: answers is {answers!r:.40}, expected a list")
+    if starts is None:
+        starts = [answer.get("answer_start") if isinstance(answer, dict) else None for answer in answers]
+    if not isinstance(starts, list) or len(starts) != len(answers) or {type(s) for s in starts} - {int, type(None)}:
+        raise InputError(f"{where}: answer_start is {starts!r:.40}, expected a number for each answer")
     with _at(where):
         return Question(
             read_text(record, "question"),
             read_text(holder, "context"),
             [read_text(answer) for answer in answers],
+            starts,
             may_be_unanswerable=not answers or "is_impossible" in record,
         )
 

@@ -1,0 +1,309 @@
+"""Labelled examples as arrays: what heads are fine-tuned on.
+
+Files are read as ``evaluate`` reads them, and texts become tokens as the pipelines make them, so that a model is
+trained on what it will be asked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from tokenizers import Encoding
+
+from distilbert.core.config import Config
+from distilbert.core.errors import InputError
+from distilbert.core.spec import family_of
+from distilbert.distillation.batches import LENGTH_STEP
+from distilbert.distillation.masking import IGNORED
+from distilbert.distillation.recipe import TEACHER
+from distilbert.evaluation import data
+from distilbert.evaluation.tasks import EVALUATIONS, OUTSIDE, Example
+from distilbert.pipelines import TASKS, Pipeline
+from distilbert.pipelines.batching import Arrays, run_by_length
+from distilbert.pipelines.pipeline import Sample
+
+UNLIKELY = -1e4  # fills up a teacher's logits of places: none of its probability is there
+
+PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids")
+Row = dict[str, np.ndarray]
+
+
+class Examples:
+    """A source of batches for ``training``, of rows that fit into memory together.
+
+    A batch has ``input_ids``, ``attention_mask`` and, for BERT, ``token_type_ids``, (B, L) or for multiple choice
+    (B, C, L); the labels that the head's loss takes; and where a teacher has answered its logits, their names behind
+    ``teacher/``, and ``soft_mask``, 1 where they count, (B,) or for labels of tokens (B, L).
+
+    Args:
+        rows: arrays by name, without the B.
+        pad_token_id: fills up ``input_ids``.
+        per_token: the names of what has an axis of tokens, before all others, besides ``input_ids`` and the like.
+    """
+
+    def __init__(self, rows: Sequence[Row], pad_token_id: int, per_token: Sequence[str]) -> None:
+        self.rows, self.per_token = rows, per_token
+        self.fillers = {"input_ids": pad_token_id, "labels": IGNORED}
+        self.lengths = np.array([row["input_ids"].shape[-1] for row in rows])
+
+    def batch(self, indices: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """The rows of these numbers, padded; nothing about them is random."""
+        rows = [self.rows[index] for index in indices]
+        width = -(-int(self.lengths[indices].max()) // LENGTH_STEP) * LENGTH_STEP
+        return {name: np.stack([self.padded(row, name, width) for row in rows]) for name in rows[0]}
+
+    def padded(self, row: Row, name: str, width: int) -> np.ndarray:
+        """What a row has under a name, with ``width`` tokens."""
+        value = row[name]
+        axis = value.ndim - 1 if name in PER_TOKEN else 0 if name in self.per_token else None
+        if axis is None:
+            return value
+        missing = [(0, width - size if number == axis else 0) for number, size in enumerate(value.shape)]
+        filler = UNLIKELY if name.endswith("_logits") else self.fillers.get(name, 0)
+        return np.pad(value, missing, constant_values=filler)
+
+    def terms(self, batch: dict[str, np.ndarray]) -> dict[str, int]:
+        """How many labels count (``hard``), and how many answers of a teacher (``soft``)."""
+        labels = batch.get("labels")
+        hard = len(batch["input_ids"])
+        if labels is not None and labels.dtype.kind == "i":
+            hard = int((labels != IGNORED).sum())
+        return {"hard": hard, "soft": int(batch["soft_mask"].sum()) if "soft_mask" in batch else hard}
+
+
+class TextClassification:
+    """Labels of texts: one of several, any of several, or a number."""
+
+    name = "text-classification"
+    per_token = ()
+
+    def labels(self, file: str, options: dict[str, Any]) -> dict[str, Any]:
+        """The config fields that the labels of a file ask for: numbers count up to the largest, names are sorted."""
+        found = [str(read.label).strip() for read in data.read_texts(file, **options)]
+        if all(re.fullmatch(r"\d{1,4}", label) for label in found):
+            return {"num_labels": max(map(int, found), default=0) + 1}
+        if all(re.fullmatch(r"[-+]?\d*\.?\d+(e[-+]?\d+)?", label) for label in found):
+            return {"num_labels": 1, "problem_type": "regression"}
+        return named(sorted(set(found)))
+
+    def read(self, file: str, config: Config, options: dict[str, Any]) -> list[Example]:
+        """See ``evaluation.tasks``."""
+        return EVALUATIONS[self.name](**options).read(file, config)
+
+    def rows(self, sample: Sample, truth: Any, config: Config) -> list[Row]:
+        """One."""
+        if isinstance(truth, set):
+            labels = np.isin(np.arange(config.num_labels), list(truth)).astype(np.float32)
+        else:
+            labels = np.array(truth, np.float32 if isinstance(truth, float) else np.int64)
+        return [{**inputs(sample.windows[0], config), "labels": labels}]
+
+    def answers(self, outputs: Sequence[Arrays], windows: Sequence[Encoding]) -> list[Row]:
+        """The logits (C,)."""
+        return [{"logits": outputs[0]["logits"], "soft_mask": np.array(1)}]
+
+
+class TokenClassification:
+    """Labels of words; the first token of each has its label, and the others none."""
+
+    name = "token-classification"
+    per_token = ("labels", "soft_mask", f"{TEACHER}logits")
+
+    def labels(self, file: str, options: dict[str, Any]) -> dict[str, Any]:
+        """All that occur, sorted, but ``O`` first."""
+        found = {label for sentence in data.read_sentences(file) for label in sentence.labels}
+        return named(sorted(found, key=lambda label: (label != OUTSIDE, label)))
+
+    def read(self, file: str, config: Config, options: dict[str, Any]) -> list[Example]:
+        """Each label has to be one of the model's."""
+        numbers = {name: number for number, name in config.id2label.items()}
+        examples = []
+        for sentence in data.read_sentences(file):
+            for line, label in enumerate(sentence.labels, sentence.line):
+                if label not in numbers:
+                    expected = ", ".join(numbers)
+                    raise InputError(f"{file}:{line}: label is {label[:40]!r}, expected one of the model's: {expected}")
+            examples.append(Example(sentence.words, [numbers[label] for label in sentence.labels]))
+        return examples
+
+    def rows(self, sample: Sample, truth: Any, config: Config) -> list[Row]:
+        """One."""
+        window = sample.windows[0]
+        labels = np.full(len(window), IGNORED)
+        seen = set()
+        for place, word in enumerate(window.word_ids):
+            if word is not None and word not in seen:
+                labels[place] = truth[word]
+                seen.add(word)
+        return [{**inputs(window, config), "labels": labels}]
+
+    def answers(self, outputs: Sequence[Arrays], windows: Sequence[Encoding]) -> list[Row]:
+        """The logits (L, C)."""
+        counted = np.array([word is not None for word in windows[0].word_ids]).astype(np.int64)
+        return [{"logits": outputs[0]["logits"][: len(windows[0])], "soft_mask": counted}]
+
+
+class QuestionAnswering:
+    """Questions, and where the first of their answers stands; [CLS] in windows without it."""
+
+    name = "question-answering"
+    per_token = (f"{TEACHER}start_logits", f"{TEACHER}end_logits")
+
+    def labels(self, file: str, options: dict[str, Any]) -> dict[str, Any]:
+        """None."""
+        return {}
+
+    def read(self, file: str, config: Config, options: dict[str, Any]) -> list[Example]:
+        """An answer has to stand in its context."""
+        examples = []
+        for question in data.read_questions(file):
+            place = None
+            if question.answers:
+                answer, start = question.answers[0], question.starts[0]
+                start = question.context.find(answer) if start is None else start
+                place = start, start + len(answer)
+                if not answer or question.context[start : place[1]] != answer:
+                    raise InputError(
+                        f"{file}: the answer {answer[:40]!r} to {question.question[:40]!r} does not stand "
+                        "in its context where the file says"
+                    )
+            examples.append(Example({"question": question.question, "context": question.context}, place))
+        return examples
+
+    def rows(self, sample: Sample, truth: Any, config: Config) -> list[Row]:
+        """One for each window of the context."""
+        rows = []
+        for window in sample.windows:
+            first = last = 0
+            if truth is not None:
+                found = window.char_to_token(truth[0], 1), window.char_to_token(truth[1] - 1, 1)
+                first, last = (0, 0) if None in found else found
+            places = {"start_positions": np.array(first), "end_positions": np.array(last)}
+            rows.append({**inputs(window, config), **places})
+        return rows
+
+    def answers(self, outputs: Sequence[Arrays], windows: Sequence[Encoding]) -> list[Row]:
+        """The logits (L,) of where an answer starts and ends."""
+        names = ("start_logits", "end_logits")
+        return [
+            {**{name: output[name][: len(window)] for name in names}, "soft_mask": np.array(1)}
+            for output, window in zip(outputs, windows, strict=True)
+        ]
+
+
+class MultipleChoice:
+    """Texts with several choices of what follows, and the number of the right one."""
+
+    name = "multiple-choice"
+    per_token = ()
+
+    def labels(self, file: str, options: dict[str, Any]) -> dict[str, Any]:
+        """None."""
+        return {}
+
+    def read(self, file: str, config: Config, options: dict[str, Any]) -> list[Example]:
+        """A line of JSON each, with ``prompt``, ``choices`` and ``label``; as many choices in all of them."""
+        examples: list[Example] = []
+        for number, record in data.read_objects(file):
+            label, choices = record.get("label"), record.get("choices")
+            if not isinstance(choices, list) or type(label) is not int or not 0 <= label < len(choices):
+                raise InputError(f"{file}:{number}: expected choices, a list, and label, the number of one from 0")
+            if examples and len(choices) != len(examples[0].item["choices"]):
+                expected = len(examples[0].item["choices"])
+                raise InputError(f"{file}:{number}: has {len(choices)} choices, expected {expected} as before")
+            examples.append(Example({"prompt": record.get("prompt"), "choices": choices}, label))
+        return examples
+
+    def rows(self, sample: Sample, truth: Any, config: Config) -> list[Row]:
+        """One, of all choices: arrays (C, L)."""
+        each = [inputs(window, config) for window in sample.windows]
+        width = max(len(window) for window in sample.windows)
+        fillers = {"input_ids": config.pad_token_id or 0}
+        stacked = {
+            name: np.stack(
+                [np.pad(row[name], (0, width - len(row[name])), constant_values=fillers.get(name, 0)) for row in each]
+            )
+            for name in each[0]
+        }
+        return [{**stacked, "labels": np.array(truth)}]
+
+    def answers(self, outputs: Sequence[Arrays], windows: Sequence[Encoding]) -> list[Row]:
+        """The logits (C,)."""
+        return [{"logits": np.concatenate([output["logits"] for output in outputs]), "soft_mask": np.array(1)}]
+
+
+LABELLED = {
+    task.name: task for task in (TextClassification(), TokenClassification(), QuestionAnswering(), MultipleChoice())
+}
+Labelled = TextClassification | TokenClassification | QuestionAnswering | MultipleChoice
+
+
+def make_pipeline(task: Labelled, model: Any, tokenizer: Any) -> Pipeline:
+    """What makes tokens of a task's items."""
+    options: dict[str, Any] = {"is_split_into_words": True} if task.name == "token-classification" else {}
+    return TASKS[task.name](model, tokenizer, **options)
+
+
+def make_examples(
+    task: Labelled, examples: Sequence[Example], pipeline: Pipeline, teacher: Pipeline | None = None
+) -> Examples:
+    """Rows of examples, and with a teacher its answers, computed here once and for all.
+
+    Raises:
+        InputError: an example that cannot be encoded, or none at all.
+    """
+    samples = encode(pipeline, examples)
+    rows = [
+        row
+        for sample, one in zip(samples, examples, strict=True)
+        for row in task.rows(sample, one.truth, pipeline.config)
+    ]
+    if teacher is not None:
+        for row, answer in zip(rows, teach(task, examples, teacher), strict=True):
+            mask = answer.pop("soft_mask")
+            row |= {f"{TEACHER}{name}": value.astype(np.float32) for name, value in answer.items()}
+            row["soft_mask"] = mask
+    return Examples(rows, pipeline.config.pad_token_id or 0, task.per_token)
+
+
+def encode(pipeline: Pipeline, examples: Sequence[Example]) -> list[Sample]:
+    """The windows of each example."""
+    return pipeline.encode([pipeline.parse(one.item, pipeline.options) for one in examples], pipeline.options)
+
+
+def teach(task: Labelled, examples: Sequence[Example], teacher: Pipeline) -> Iterable[Row]:
+    """The teacher's answers, for each row."""
+    samples = encode(teacher, examples)
+    windows = [window for sample in samples for window in sample.windows]
+    has_segments = family_of(teacher.config).has_segments
+    outputs = iter(
+        run_by_length(
+            teacher.model,
+            [window.ids for window in windows],
+            lambda number, arrays: {name: value.copy() for name, value in arrays.items()},
+            segments=[window.type_ids for window in windows] if has_segments else None,
+            shape=teacher.input_shape,
+        )
+    )
+    for sample in samples:
+        yield from task.answers([next(outputs) for _ in sample.windows], sample.windows)
+
+
+def inputs(window: Encoding, config: Config) -> Row:
+    """What the model reads of a window, without the padding."""
+    arrays = {"input_ids": np.array(window.ids), "attention_mask": np.ones(len(window), np.int64)}
+    if family_of(config).has_segments:
+        arrays["token_type_ids"] = np.array(window.type_ids)
+    return arrays
+
+
+def named(labels: Sequence[str]) -> dict[str, Any]:
+    """The config fields of labels with names."""
+    return {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: number for number, label in enumerate(labels)},
+    }
