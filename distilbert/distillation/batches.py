@@ -24,7 +24,7 @@ class LengthGroupedBatches:
         lengths: tokens of each sequence (N,).
         batch_size: sequences in a batch; or
         max_tokens: tokens of a batch, once it is padded to a multiple of 8.
-        rank: which of the processes this is; None gives what all of them have in a step.
+        rank: which of the processes this is.
         world_size: how many processes there are.
         seed: decides, together with the number of the epoch; it must be the same for all ranks.
 
@@ -38,13 +38,13 @@ class LengthGroupedBatches:
         *,
         batch_size: int | None = None,
         max_tokens: int | None = None,
-        rank: int | None = 0,
+        rank: int = 0,
         world_size: int = 1,
         seed: int = 0,
     ) -> None:
         if (batch_size is None) == (max_tokens is None):
             raise InputError("expected either batch_size or max_tokens")
-        if rank is not None and not 0 <= rank < world_size:
+        if not 0 <= rank < world_size:
             raise InputError(f"rank is {rank}, expected 0 to {world_size - 1}, below world_size")
         self.rank, self.world_size, self.seed = rank, world_size, seed
         widths = -(-np.asarray(lengths, np.int64) // LENGTH_STEP)
@@ -88,10 +88,8 @@ class LengthGroupedBatches:
         order = order[np.argsort(self._keys[order], kind="stable")]
         for step in rng.permutation(len(self))[start:]:
             members = order[self._starts[step] : self._starts[step + 1]]
-            if self.rank is not None:
-                first, last = (len(members) * edge // self.world_size for edge in (self.rank, self.rank + 1))
-                members = members[first:last]
-            yield members
+            first, last = (len(members) * rank // self.world_size for rank in (self.rank, self.rank + 1))
+            yield members[first:last]
 
 
 def collate(

@@ -162,8 +162,8 @@ class QuestionAnswering:
         for question in data.read_questions(file):
             place = None
             if question.answers:
-                answer, start = question.answers[0], question.starts[0]
-                start = question.context.find(answer) if start is None else start
+                answer, stated = question.answers[0], question.starts[0]
+                start = question.context.find(answer) if stated is None else stated
                 place = start, start + len(answer)
                 if not answer or question.context[start : place[1]] != answer:
                     raise InputError(

@@ -109,7 +109,7 @@ class Run:
         self.trainer, self.all_steps, self.settings, self.evaluate = trainer, steps, settings, evaluate
         self.progress = progress or (lambda progress: None)
         self.evaluate_every = settings.evaluate_every or steps.per_epoch
-        self.identity = json.loads(json.dumps({"settings": asdict(settings), **identity}))
+        self.identity = {"settings": asdict(settings), **identity}
         self.overwrite = overwrite
         self.complete = begin(self.model_folder, self.identity, overwrite)
         self.position = Position() if overwrite else self._load()
@@ -281,7 +281,7 @@ def begin(model_folder: Path, identity: Mapping[str, Any], overwrite: bool) -> b
         complete = stored["complete"]
     except (ValueError, KeyError, TypeError):
         raise CheckpointError(f"{path}: is damaged; choose another folder, or overwrite it") from None
-    for name, value in _flat(identity).items():
+    for name, value in _flat(json.loads(json.dumps(identity))).items():
         if _flat(stored).get(name) != value:
             raise CheckpointError(
                 f"{model_folder}: holds a run with {name} {_flat(stored).get(name)!r}, not {value!r}; choose another "

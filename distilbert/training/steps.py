@@ -71,13 +71,7 @@ class Steps:
         for name, size in sizes.items():
             if size is not None and size < parts:
                 raise ConfigError(f"{name} is {size}, expected at least {parts}: a share for each of so many parts")
-        self.batches = LengthGroupedBatches(
-            source.lengths,
-            **{name: size and size // parts for name, size in sizes.items()},
-            rank=None,
-            world_size=parts,
-            seed=settings.seed,
-        )
+        self.batches = LengthGroupedBatches(source.lengths, **sizes, seed=settings.seed)
         self.per_epoch = len(self.batches)
         self.count = settings.max_steps or max(1, round(settings.epochs * self.per_epoch))
 
@@ -100,13 +94,13 @@ class Steps:
 
 
 def split(batch: Batch, count: int, source: Source) -> list[Part]:
-    """A batch as parts of about as many rows."""
+    """A batch as parts of about as many rows; where it has fewer rows than that, some are copies without a share."""
     whole = source.terms(batch)
     rows = len(batch["attention_mask"])
     parts = []
     for number in range(count):
         first, last = (rows * edge // count for edge in (number, number + 1))
-        arrays = {name: array[first:last] for name, array in batch.items()}
-        shares = {name: terms / max(1, whole[name]) for name, terms in source.terms(arrays).items()}
-        parts.append(Part(arrays, shares))
+        arrays = {name: array[first : max(last, first + 1)] for name, array in batch.items()}
+        terms = source.terms(arrays) if first < last else dict.fromkeys(whole, 0)
+        parts.append(Part(arrays, {name: value / max(1, whole[name]) for name, value in terms.items()}))
     return parts

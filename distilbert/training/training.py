@@ -276,13 +276,17 @@ def _lines(file: str | Path, model: str | Path, tokenizer: DistilBertTokenizer) 
 def _labels(
     kind: Labelled, model: str | Path, teacher: str | Path | None, file: str, options: dict[str, Any]
 ) -> dict[str, Any]:
-    """The config fields of the labels: the teacher's, or the model's if it was trained for the task, or the file's."""
-    known = read_config(model if teacher is None else teacher)
-    cls = family_of(known).class_name(TASKS[kind.name].head)
+    """The config fields of the labels: the teacher's; or the model's, if it was trained for these; or the file's."""
     if kind.name in ("question-answering", "multiple-choice"):
         return {}
-    if teacher is None and not any(name.endswith(cls) for name in known.architectures or ()):
-        return kind.labels(file, options)
+    known = read_config(model if teacher is None else teacher)
+    if teacher is None:
+        found = kind.labels(file, options)
+        cls = family_of(known).class_name(TASKS[kind.name].head)
+        is_trained = any(name.endswith(cls) for name in known.architectures or ())
+        names = found["id2label"].values() if "id2label" in found else ()
+        if not is_trained or found["num_labels"] > known.num_labels or set(names) - set(known.id2label.values()):
+            return found
     return {
         "num_labels": known.num_labels,
         "id2label": known.id2label,
