@@ -177,10 +177,11 @@ class QuestionAnswering:
         """One for each window of the context."""
         rows = []
         for window in sample.windows:
-            first = last = 0
+            first = last = None
             if truth is not None:
-                found = window.char_to_token(truth[0], 1), window.char_to_token(truth[1] - 1, 1)
-                first, last = (0, 0) if None in found else found
+                first, last = window.char_to_token(truth[0], 1), window.char_to_token(truth[1] - 1, 1)
+            if first is None or last is None:
+                first = last = 0
             places = {"start_positions": np.array(first), "end_positions": np.array(last)}
             rows.append({**inputs(window, config), **places})
         return rows

@@ -67,11 +67,13 @@ class Steps:
 
     def __init__(self, source: Source, settings: Settings, parts: int) -> None:
         self.source, self.seed, self.parts = source, settings.seed, parts
-        sizes = {"batch_size": settings.batch_size, "max_tokens": settings.max_tokens}
-        for name, size in sizes.items():
+        for name in ("batch_size", "max_tokens"):
+            size = getattr(settings, name)
             if size is not None and size < parts:
                 raise ConfigError(f"{name} is {size}, expected at least {parts}: a share for each of so many parts")
-        self.batches = LengthGroupedBatches(source.lengths, **sizes, seed=settings.seed)
+        self.batches = LengthGroupedBatches(
+            source.lengths, batch_size=settings.batch_size, max_tokens=settings.max_tokens, seed=settings.seed
+        )
         self.per_epoch = len(self.batches)
         self.count = settings.max_steps or max(1, round(settings.epochs * self.per_epoch))
 
