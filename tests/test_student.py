@@ -90,3 +90,14 @@ def test_the_command(tmp_path):
     assert CliRunner().invoke(make_app(["init-student"]), arguments).exit_code == 1  # is there already
     with pytest.raises(CheckpointError, match="is a distilbert, expected a BERT"):
         init_student(tmp_path / "student", tmp_path / "other")
+
+
+def test_convert_makes_another_family(tmp_path):
+    arguments = ["convert", str(GOLDEN / "bert-mlm"), str(tmp_path / "out"), "--to-family", "distilbert"]
+    result = CliRunner().invoke(make_app(), [*arguments, "--to", "msgpack"])
+    assert result.exit_code == 0, result.output
+    init_student(GOLDEN / "bert-mlm", tmp_path / "expected", layers="all", file_format="msgpack")
+    written = [(tmp_path / name / "flax_model.msgpack").read_bytes() for name in ("out", "expected")]
+    assert written[0] == written[1]
+    result = CliRunner().invoke(make_app(), [*arguments, "--to", "msgpack", "--verify"])
+    assert result.exit_code == 2 and "does not go with --to-family" in result.output

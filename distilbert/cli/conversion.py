@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from distilbert import conversion
+from distilbert.cli.student import init_student
 from distilbert.cli.terminal import exit_statuses, print_json, print_table, show_bytes
 from distilbert.conversion.convert import ATOL
 
@@ -23,6 +24,7 @@ SourceHead = Annotated[
     str | None, typer.Option(metavar="HEAD", help="What the weights compute, where that cannot be told from them.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
+TargetFamily = StrEnum("TargetFamily", ["distilbert"])
 
 CONVERT_EPILOG = """
 [bold]Examples[/bold]
@@ -34,6 +36,8 @@ distilbert convert PATH TARGET --to msgpack --dry-run
 distilbert convert PATH TARGET --to torch --dtype float16 --verify --atol 1e-2
 
 distilbert convert PATH preset --to keras-hub --head masked-lm
+
+distilbert convert FOLDER_WITH_A_BERT exact --to safetensors --to-family distilbert
 """
 
 INSPECT_EPILOG = """
@@ -69,9 +73,21 @@ def convert(
     atol: Annotated[
         float, typer.Option(min=0, help="The largest difference that --verify allows; a cast by --dtype is one.")
     ] = ATOL,
+    to_family: Annotated[
+        TargetFamily | None,
+        typer.Option(help="Make a DistilBERT of all layers of a BERT, which computes the same for single texts."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Convert weights between formats, Keras's and KerasHub's too, bit for bit; config and tokenizer go along."""
+    if to_family is not None:
+        others = {"--dtype": dtype, "--allow-unused": allow_unused, "--allow-missing": allow_missing}
+        others |= {"--dry-run": dry_run, "--verify": verify, "--json": as_json, "--from": source_format, "--head": head}
+        for name, value in others.items():
+            if value:
+                raise typer.BadParameter(f"{name} does not go with --to-family; convert what it writes")
+        init_student(str(source), str(target), layers="all", to=to, overwrite=overwrite)
+        return
     with exit_statuses():
         try:
             with show_bytes() as progress:
