@@ -24,7 +24,7 @@ SourceHead = Annotated[
     str | None, typer.Option(metavar="HEAD", help="What the weights compute, where that cannot be told from them.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
-TargetFamily = StrEnum("TargetFamily", ["distilbert"])
+TargetFamily = StrEnum("TargetFamily", ["distilbert"])  # what --to-family can be
 
 CONVERT_EPILOG = """
 [bold]Examples[/bold]
@@ -81,8 +81,11 @@ def convert(
 ) -> None:
     """Convert weights between formats, Keras's and KerasHub's too, bit for bit; config and tokenizer go along."""
     if to_family is not None:
-        others = {"--dtype": dtype, "--allow-unused": allow_unused, "--allow-missing": allow_missing}
-        others |= {"--dry-run": dry_run, "--verify": verify, "--json": as_json, "--from": source_format, "--head": head}
+        others = {
+            **{"--from": source_format, "--head": head, "--dtype": dtype, "--json": as_json},
+            **{"--allow-unused": allow_unused, "--allow-missing": allow_missing},
+            **{"--dry-run": dry_run, "--verify": verify},
+        }
         for name, value in others.items():
             if value:
                 raise typer.BadParameter(f"{name} does not go with --to-family; convert what it writes")
