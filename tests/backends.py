@@ -10,6 +10,7 @@ import numpy as np
 from conftest import GOLDEN
 
 import distilbert
+from distilbert.core.outputs import is_per_token
 from distilbert.core.spec import BERT, DISTILBERT
 
 CASES = {
@@ -183,6 +184,13 @@ def flatten(backend, output):
     for name, value in output.items():
         flat |= {f"{name}/{i}": v for i, v in enumerate(value)} if isinstance(value, tuple) else {name: value}
     return {name: BACKENDS[backend].array(value) for name, value in flat.items()}
+
+
+def at_tokens(values, case, mask):
+    """The outputs at tokens only, where they have an axis of tokens: in place of padding they mean nothing."""
+    return {
+        name: value[mask.astype(bool)] if is_per_token(name, head_of(case)) else value for name, value in values.items()
+    }
 
 
 def assert_close(actual, expected, tolerance, name=""):

@@ -1,6 +1,13 @@
-"""How much a backend is given at a time."""
+"""How much a backend is given at a time, and in which form if it needs rectangles."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from distilbert.core.config import Config
+from distilbert.core.outputs import is_per_token
 
 # On CPUs larger batches fall out of the caches: docs/measurements.md. Accelerators want all their cores busy.
 TOKENS_ON_CPU = 1024
@@ -14,3 +21,34 @@ def batch_rows(length: int, head: str, is_on_cpu: bool) -> int:
     if head in ("masked-lm", "pretraining") and not is_on_cpu:
         tokens //= VOCABULARY_SHARE
     return max(1, tokens // length)
+
+
+def pad(
+    sequences: Sequence[Sequence[int]], segments: Sequence[Sequence[int]] | None, head: str, config: Config
+) -> dict[str, np.ndarray]:
+    """The ids of some texts, and their segments if given, as what a model with that head takes: int64 (B, L).
+
+    For multiple choice (B, 1, L): each text is the only choice of its row.
+    """
+    given = {"input_ids": sequences, "attention_mask": [[1] * len(row) for row in sequences]}
+    if segments is not None:
+        given["token_type_ids"] = segments
+    longest = max(map(len, sequences))
+    padded = {}
+    for name, rows in given.items():
+        filler = (config.pad_token_id or 0) if name == "input_ids" else 0
+        array = np.full((len(rows), longest), filler, np.int64)
+        for number, row in enumerate(rows):
+            array[number, : len(row)] = row
+        padded[name] = array[:, None] if head == "multiple-choice" else array
+    return padded
+
+
+def unpad(
+    outputs: Mapping[str, np.ndarray], sequences: Sequence[Sequence[int]], head: str
+) -> list[dict[str, np.ndarray]]:
+    """The outputs of each text, without those in places of padding."""
+    return [
+        {name: rows[number, : len(ids)] if is_per_token(name, head) else rows[number] for name, rows in outputs.items()}
+        for number, ids in enumerate(sequences)
+    ]

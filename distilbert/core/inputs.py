@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -52,16 +53,64 @@ def check_shapes(
             raise InputError(f"input_ids has shape {input_ids}, expected (batch, length)")
         batch = input_ids
     if (batch[1] or 0) > config.max_position_embeddings and position_ids is None:
-        raise InputError(
-            f"a sequence of {batch[1]} tokens is longer than max_position_embeddings="
-            f"{config.max_position_embeddings}; truncate it (tokenizer: truncation=True, max_length="
-            f"{config.max_position_embeddings}) or resize_position_embeddings"
-        )
+        raise InputError(too_long_message(batch[1], config.max_position_embeddings))
     if attention_mask is not None and not _may_equal(attention_mask, batch):
         raise InputError(f"attention_mask has shape {attention_mask}, expected {batch} like the input")
     for name, shape in (("position_ids", position_ids), ("token_type_ids", token_type_ids)):
         if shape is not None and not any(_may_equal(shape, (rows, batch[1])) for rows in (1, batch[0])):
             raise InputError(f"{name} has shape {shape}, expected {batch} like the input, or one row")
+
+
+def too_long_message(length: int | None, limit: int) -> str:
+    """What to say of a sequence that is longer than the position table."""
+    return (
+        f"a sequence of {length} tokens is longer than max_position_embeddings={limit}; truncate it (tokenizer: "
+        f"truncation=True, max_length={limit}) or resize_position_embeddings"
+    )
+
+
+def check_packed_shapes(
+    input_ids: Shape | None,
+    attention_mask: Shape | None,
+    inputs_embeds: Shape | None,
+    position_ids: Shape | None,
+    token_type_ids: Shape | None,
+    cu_seqlens: Shape | None,
+    *,
+    config: Config,
+) -> None:
+    """Check what can be told from the shapes of a packed batch, whose sequences lie end to end.
+
+    Raises:
+        InputError: neither or both inputs, wrong rank or width, or with a mask.
+    """
+    if (input_ids is None) == (inputs_embeds is None):
+        raise InputError("expected exactly one of input_ids and inputs_embeds")
+    if attention_mask is not None:
+        raise InputError("expected one of attention_mask and cu_seqlens: a packed batch has no padding")
+    if inputs_embeds is not None and (len(inputs_embeds) != 2 or inputs_embeds[1] != config.hidden_size):
+        raise InputError(f"inputs_embeds has shape {inputs_embeds}, expected (tokens, {config.hidden_size})")
+    if cu_seqlens is None or len(cu_seqlens) != 1:
+        raise InputError(f"cu_seqlens has shape {cu_seqlens}, expected (sequences + 1,)")
+    tokens = inputs_embeds[:1] if inputs_embeds is not None else input_ids
+    for name, shape in (("input_ids", input_ids), ("position_ids", position_ids), ("token_type_ids", token_type_ids)):
+        if shape is not None and (len(shape) != 1 or not _may_equal(shape, tokens or ())):
+            raise InputError(f"{name} has shape {shape}, expected (tokens,) in a packed batch")
+
+
+def check_cu_seqlens(values: list[int], tokens: int, limit: int) -> int:
+    """Check where the sequences of a packed batch begin and end, and find the length of the longest.
+
+    Raises:
+        InputError: they do not rise from 0 to the number of ``tokens``, or one is longer than ``limit``.
+    """
+    lengths = [end - begin for begin, end in pairwise(values)]
+    if not lengths or values[0] != 0 or values[-1] != tokens or min(lengths) < 1:
+        shown = str(values) if len(values) <= 8 else f"[{values[0]}, {values[1]}, …, {values[-1]}]"
+        raise InputError(f"cu_seqlens is {shown}, expected to rise from 0 to {tokens}, the number of tokens")
+    if max(lengths) > limit:
+        raise InputError(too_long_message(max(lengths), limit))
+    return max(lengths)
 
 
 def _may_equal(shape: Shape, other: Shape) -> bool:

@@ -11,6 +11,14 @@ FIELDS = (
     *("last_hidden_state", "pooler_output", "hidden_states", "attentions"),
 )
 
+OF_TEXTS = ("pooler_output", "seq_relationship_logits")
+HEADS_OF_TEXTS = ("sequence-classification", "multiple-choice", "next-sentence")
+
+
+def is_per_token(name: str, head: str) -> bool:
+    """Whether the output ``name`` of a model with that head has an axis of tokens: (B, L, …), not (B, …)."""
+    return name not in OF_TEXTS and head not in HEADS_OF_TEXTS
+
 
 class ModelOutput(dict[str, Any]):
     """A mapping whose values are also attributes and, counted without the absent ones, a tuple.

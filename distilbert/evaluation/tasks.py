@@ -162,7 +162,7 @@ class WordLabels(TokenClassificationPipeline):
 
     def keep(self, sample: Sample, window: Encoding, outputs: Arrays, options: Any) -> np.ndarray:
         """The best label of each token (L,)."""
-        return outputs["logits"][: len(window)].argmax(-1)
+        return outputs["logits"].argmax(-1)
 
     def answer(self, sample: Sample, kept: list[Any], options: Any) -> Any:
         """Labels, and a count."""

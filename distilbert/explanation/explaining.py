@@ -6,7 +6,7 @@ C classes, H heads, L length, D model, R rows of a batch.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -265,10 +265,10 @@ class _Known:
         return 1
 
     def __call__(
-        self, input_ids: np.ndarray, attention_mask: np.ndarray, token_type_ids: np.ndarray | None = None
-    ) -> dict[str, np.ndarray]:
-        """The outputs as a batch."""
-        return {name: values[None] for name, values in self.outputs.items()}
+        self, sequences: Sequence[Sequence[int]], segments: Sequence[Sequence[int]] | None = None
+    ) -> list[dict[str, np.ndarray]]:
+        """The outputs, of a batch of one."""
+        return [dict(self.outputs)]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from distilbert.core.batches import batch_rows
+from distilbert.core.batches import batch_rows, pad, unpad
 from distilbert.core.checkpoint import require_head
 from distilbert.core.config import Config, read_config
 from distilbert.core.errors import InputError
@@ -44,7 +44,6 @@ MODELS: dict[tuple[str, str], type[PreTrainedModel]] = {
 # Lengths that batches are padded to, each a program of its own: steps of an eighth to a quarter waste a tenth.
 LENGTHS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
-OF_TEXTS = ("pooler_output", "seq_relationship_logits")  # outputs without an axis of tokens, whatever the head
 # What fills up rows and lengths, so that it does not count. A position past the end counts as no answer.
 FILLERS = {"labels": IGNORED, "start_positions": 1 << 30, "end_positions": 1 << 30}
 
@@ -132,7 +131,6 @@ class InferenceModel:
     ) -> None:
         self.head = model.head
         self.config: Config = model.config
-        self.is_per_token = self.head not in ("sequence-classification", "multiple-choice", "next-sentence")
         self.params = model.params if params is None else params
         self.device = device  # None: inputs follow the values, which may be on several
         self.platform = next(iter(jax.tree.leaves(self.params)[0].devices())).platform
@@ -173,40 +171,35 @@ class InferenceModel:
         return 1 << batch_rows(padded, self.head, self.platform == "cpu").bit_length() - 1
 
     def __call__(
-        self, input_ids: np.ndarray, attention_mask: np.ndarray, token_type_ids: np.ndarray | None = None
-    ) -> dict[str, np.ndarray]:
+        self, sequences: Sequence[Sequence[int]], segments: Sequence[Sequence[int]] | None = None
+    ) -> list[dict[str, np.ndarray]]:
         """Run one batch.
 
         Args:
-            input_ids: integers (B, L), or (B, C, L) for multiple choice.
-            attention_mask: of the same shape, 1 for tokens and 0 for padding.
-            token_type_ids: of the same shape, the segment of each token, by default 0; not of DistilBERT.
+            sequences: ids of the tokens of each text; for multiple choice, of each choice.
+            segments: of the tokens, by default 0; not of DistilBERT.
 
         Returns:
-            The model's outputs by name, as float32.
+            Each text's outputs by name, as float32.
 
         Raises:
             InputError: an id outside the vocabulary, a sequence too long for the model, or a full device.
         """
-        check_range("input_ids", int(input_ids.min()), int(input_ids.max()), self.config.vocab_size)
-        rows, length = input_ids.shape[0], input_ids.shape[-1]
+        given = pad(sequences, segments, self.head, self.config)
+        check_range("input_ids", int(given["input_ids"].min()), int(given["input_ids"].max()), self.config.vocab_size)
         lengths = [bucket for bucket in LENGTHS if bucket <= self.config.max_position_embeddings]
-        given = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if token_type_ids is not None:
-            given["token_type_ids"] = token_type_ids
-        padded = pad_to_bucket(given, lengths, batch_size=1 << (rows - 1).bit_length())
+        padded = pad_to_bucket(given, lengths, batch_size=1 << (len(sequences) - 1).bit_length())
         try:
             output = self.run(self.params, jax.device_put(padded, self.device))
-            arrays = {name: np.asarray(value, np.float32)[:rows] for name, value in output.items()}
+            arrays = {name: np.asarray(value, np.float32) for name, value in output.items()}
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             raise InputError(
-                f"{self.device or self.platform}: a batch of {' x '.join(map(str, input_ids.shape))} tokens does not "
-                "fit into its memory; try a smaller batch size"
+                f"{self.device or self.platform}: a batch of {' x '.join(map(str, padded['input_ids'].shape))} tokens "
+                "does not fit into its memory; try a smaller batch size"
             ) from None
-        is_whole = {name: not self.is_per_token or name in OF_TEXTS for name in arrays}
-        return {name: value if is_whole[name] else value[:, :length] for name, value in arrays.items()}
+        return unpad(arrays, sequences, self.head)
 
 
 def parse_device(device: str | None) -> jax.Device:

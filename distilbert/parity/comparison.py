@@ -17,6 +17,7 @@ from distilbert.core.checkpoint import load, require_head
 from distilbert.core.config import Config, read_config
 from distilbert.core.errors import InputError
 from distilbert.core.formats import DTYPES as STORED
+from distilbert.core.outputs import is_per_token
 from distilbert.core.spec import family_of
 from distilbert.parity.bounds import float32_bound, low_precision_bound
 from distilbert.parity.inputs import Batch
@@ -171,6 +172,9 @@ def compare(
                 difference = np.array(inf)  # of what a backend does not give
                 if quantity in found[one] and quantity in others:
                     difference = np.abs(found[one][quantity].astype(np.float64) - others[quantity]) / unit
+                    if quantity.startswith("plain ") and is_per_token(quantity.removeprefix("plain "), head):
+                        # Padding means nothing, and PyTorch does not compute it when it need not.
+                        difference = difference[batch["attention_mask"] == 1]
                 between.setdefault(quantity, Error()).add(difference, name)
     return Comparison(config, head, dtype, device, tuple(probes), tuple(_judged(errors, dtype, device)))
 

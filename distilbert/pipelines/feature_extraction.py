@@ -67,7 +67,7 @@ class FeatureExtractionPipeline(Pipeline):
 
     def keep(self, sample: Sample, window: Encoding, outputs: Arrays, options: Options) -> np.ndarray:
         """The vectors, as an array of their own: a part of the batch's would keep all of it in memory."""
-        hidden_LD = outputs["last_hidden_state"][: len(window)]
+        hidden_LD = outputs["last_hidden_state"]
         if options.pooling is None:
             return hidden_LD.copy()
         pooled_D = POOLINGS[options.pooling](hidden_LD)

@@ -52,8 +52,6 @@ class MultipleChoicePipeline(Pipeline):
 
     task = head = "multiple-choice"
     options_class = Options
-    # No choice's logit depends on the others: each is a row of its own, so that none is padded to the longest.
-    input_shape = (1,)
 
     @classmethod
     def columns(cls, options: Options) -> tuple[str, ...]:

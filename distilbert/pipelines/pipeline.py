@@ -50,7 +50,6 @@ class Pipeline:
     task: ClassVar[str]
     head: ClassVar[str]  # the spec's name
     options_class: ClassVar[type]  # a frozen dataclass
-    input_shape: ClassVar[tuple[int, ...]] = ()  # between B and L
 
     def __init__(
         self, model: Model, tokenizer: DistilBertTokenizer, *, batch_size: int | str = "auto", **options: Any
@@ -140,7 +139,6 @@ class Pipeline:
                 lambda number, outputs: self.keep(owners[number], windows[number], outputs, options),
                 segments=[window.type_ids for window in windows] if family_of(self.config).has_segments else None,
                 batch_size=batch_size,
-                shape=self.input_shape,
             )
         )
         return [self.answer(sample, list(islice(kept, len(sample.windows))), options) for sample in samples]
@@ -182,7 +180,7 @@ class Pipeline:
         raise NotImplementedError
 
     def keep(self, sample: Sample, window: Encoding, outputs: Arrays, options: Any) -> Any:
-        """What the answer needs of the outputs for a window, which end in those for padding."""
+        """What the answer needs of the outputs for a window."""
         return outputs
 
     def answer(self, sample: Sample, kept: list[Any], options: Any) -> Answer:

@@ -139,7 +139,7 @@ class TokenClassificationPipeline(Pipeline):
 
     def keep(self, sample: Sample, window: Encoding, outputs: Arrays, options: Options) -> np.ndarray:
         """The probabilities of the labels of each token (L, C)."""
-        return softmax(outputs["logits"][: len(window)])
+        return softmax(outputs["logits"])
 
     def answer(self, sample: Sample, kept: list[np.ndarray], options: Options) -> list[Entity]:
         """The entities of all windows."""

@@ -1,15 +1,26 @@
-"""Scaled dot-product attention over the tokens that a mask leaves visible.
+"""Scaled dot-product attention over the tokens that a mask leaves visible, in padded batches and in packed ones.
 
-B batch, H heads, L length (Q of queries), K size of a head.
+A packed batch has no padding: the tokens of its sequences lie end to end, and ``cu_seqlens`` says where each begins,
+as for FlashAttention (Dao 2023, https://arxiv.org/abs/2307.08691).
+
+B batch, H heads, L length (Q of queries), K size of a head, N sequences of T tokens together, of which S ask.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from itertools import groupby
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IMPLEMENTATIONS = ("sdpa", "eager")
+IMPLEMENTATIONS = ("sdpa", "flash_attention_2", "eager")
+HAS_VARLEN = find_spec("torch.nn.attention.varlen") is not None  # since PyTorch 2.10
 
 
 def visible_tokens(attention_mask: Tensor) -> Tensor:
@@ -45,3 +56,132 @@ def sdpa_attention(
 ) -> Tensor:
     """The same context (B, H, Q, K) from PyTorch's fused kernel, which keeps no probabilities."""
     return F.scaled_dot_product_attention(query_BHQK, key_BHLK, value_BHLK, attn_mask=visible, dropout_p=dropout)
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Where the sequences of a packed batch lie.
+
+    Args:
+        cu_seqlens: int32 (N + 1,), on the device of the tokens: where each sequence begins, and the last one ends.
+        longest: at least the length of the longest.
+    """
+
+    cu_seqlens: Tensor
+    longest: int
+
+    @property
+    def first_tokens(self) -> Tensor:
+        """The place (N,) of each sequence's first token."""
+        return self.cu_seqlens[:-1]
+
+    @cached_property
+    def runs(self) -> list[tuple[int, int]]:
+        """Neighbours of equal length: how many, and how long. Waits for the device."""
+        return [(len(list(run)), length) for length, run in groupby(self.cu_seqlens.diff().tolist())]
+
+    def positions(self, count: int) -> Tensor:
+        """The place (T,) of each of the ``count`` tokens in its sequence."""
+        places_T = torch.arange(count, device=self.cu_seqlens.device)
+        return places_T - self.first_tokens.repeat_interleave(self.cu_seqlens.diff(), output_size=count)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """The visible tokens of a padded batch end to end, shorter sequences first, and the way back.
+
+    Args:
+        sequences: what lies where.
+        places: (T,) of each token in the padded batch, its rows one after the other.
+        rows: (N,) where each row of the padded batch has gone.
+        shape: (B, L).
+    """
+
+    sequences: Sequences
+    places: Tensor
+    rows: Tensor
+    shape: tuple[int, int]
+
+    @classmethod
+    def of(cls, visible_BL: Tensor) -> Packing:
+        """Pack what is visible. Rows of equal length become neighbours, which attention takes together."""
+        lengths_N, order_N = visible_BL.sum(-1).sort(stable=True)
+        row_T, column_T = visible_BL[order_N].nonzero(as_tuple=True)
+        cu_seqlens = F.pad(lengths_N.cumsum(0), (1, 0)).int()
+        rows, length = visible_BL.shape
+        return cls(
+            Sequences(cu_seqlens, int(lengths_N[-1])),
+            order_N[row_T] * length + column_T,
+            order_N.argsort(),
+            (rows, length),
+        )
+
+    def pack(self, values_BL: Tensor) -> Tensor:
+        """Values (T, …) of the tokens, from those of a padded batch (B, L, …) or of one row for all (1, L, …)."""
+        return values_BL.expand(*self.shape, *values_BL.shape[2:]).flatten(0, 1)[self.places]
+
+    def unpack(self, values_T: Tensor, fill: float = 0.0) -> Tensor:
+        """The padded batch (B, L, …) of values (T, …), and ``fill`` where no token is."""
+        rows, length = self.shape
+        padded = values_T.new_full((rows * length, *values_T.shape[1:]), fill)
+        return padded.index_copy(0, self.places, values_T).unflatten(0, (rows, length))
+
+    def unpack_rows(self, values_N: Tensor) -> Tensor:
+        """Values of whole sequences (N, …) in the order of the padded batch."""
+        return values_N[self.rows]
+
+
+def packed_attention(
+    query_SHK: Tensor,
+    key_THK: Tensor,
+    value_THK: Tensor,
+    sequences: Sequences,
+    first_token_only: bool = False,
+    dropout: float = 0.0,
+) -> Tensor:
+    """The context (S, H, K) of a packed batch, where every token sees its own sequence.
+
+    S is T, or N with ``first_token_only``, when a single token of each sequence asks.
+    """
+    kernel = varlen_kernel() if can_be_flash(query_SHK) and not dropout else None
+    if kernel is not None:
+        cu_seqlens_q, longest_q = sequences.cu_seqlens, sequences.longest
+        if first_token_only:
+            cu_seqlens_q = torch.arange(len(cu_seqlens_q), dtype=torch.int32, device=query_SHK.device)
+            longest_q = 1
+        both = (cu_seqlens_q, sequences.cu_seqlens, longest_q, sequences.longest)
+        return kernel(query_SHK, key_THK, value_THK, *both)
+    contexts = []
+    query_begin = begin = 0
+    for count, length in sequences.runs:
+        asking = count if first_token_only else count * length
+        query_NHQK = query_SHK[query_begin : query_begin + asking].unflatten(0, (count, -1)).transpose(1, 2)
+        key_NHLK, value_NHLK = (
+            whole[begin : begin + count * length].unflatten(0, (count, length)).transpose(1, 2)
+            for whole in (key_THK, value_THK)
+        )
+        context_NHQK = sdpa_attention(query_NHQK, key_NHLK, value_NHLK, None, dropout)
+        contexts.append(context_NHQK.transpose(1, 2).flatten(0, 1))
+        query_begin += asking
+        begin += count * length
+    return contexts[0] if len(contexts) == 1 else torch.cat(contexts)
+
+
+def can_be_flash(query: Tensor) -> bool:
+    """Whether FlashAttention-2 takes heads of this type and size, here."""
+    return (
+        query.is_cuda
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and query.shape[-1] % 8 == 0
+        and query.shape[-1] <= 256
+        and torch.cuda.get_device_properties(query.device).major >= 8
+    )
+
+
+def varlen_kernel() -> Callable[..., Any] | None:
+    """FlashAttention over sequences of different length, where this PyTorch has it."""
+    if not HAS_VARLEN:
+        return None
+    from torch.nn.attention.varlen import varlen_attn  # here, as it imports PyTorch's compiler, for seconds
+
+    return varlen_attn

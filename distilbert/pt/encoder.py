@@ -5,7 +5,8 @@ A post-norm Transformer (Vaswani et al. 2017). DistilBERT (Sanh et al. 2019, htt
 top: embeddings, one layer, the stack, the models. Modules are called by their role in the spec
 (``distilbert/core/spec.py``), which alone knows their names and shapes.
 
-B batch, L length, D model, H heads, K size of a head, F feed-forward.
+B batch, L length, D model, H heads, K size of a head, F feed-forward; T tokens of N sequences without padding. Where a
+name has the suffix of a padded batch, (B, L, …), a packed one takes its place as (T, …).
 """
 
 from __future__ import annotations
@@ -19,15 +20,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from distilbert.core import inputs
 from distilbert.core.config import Config
+from distilbert.core.errors import InputError
+from distilbert.core.inputs import check_cu_seqlens, check_head_mask, check_packed_shapes, check_range, check_shapes
 from distilbert.core.outputs import ModelOutput
 from distilbert.core.spec import BERT, DISTILBERT, Parameter
-from distilbert.pt.attention import eager_attention, sdpa_attention, visible_tokens
+from distilbert.pt.attention import (
+    Packing,
+    Sequences,
+    eager_attention,
+    packed_attention,
+    sdpa_attention,
+    visible_tokens,
+)
 from distilbert.pt.model import PreTrainedModel
 from distilbert.pt.parameters import FromSpec, attach
 
 logger = logging.getLogger("distilbert")
+
+Inputs = dict[str, Any]  # of the encoder, by name: so that the order in which its family takes them does not matter
+INPUTS = (
+    *("input_ids", "attention_mask", "token_type_ids", "position_ids", "head_mask", "inputs_embeds"),
+    *("output_attentions", "output_hidden_states", "cu_seqlens"),
+)
+SHAPED = ("input_ids", "attention_mask", "inputs_embeds", "position_ids", "token_type_ids", "cu_seqlens")
+PER_TOKEN = ("input_ids", "position_ids", "inputs_embeds", "token_type_ids")  # in the order of the embeddings
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -83,36 +100,43 @@ class Layer(FromSpec):
     def forward(
         self,
         hidden_BLD: Tensor,
-        visible: Tensor | None,
+        visible: Tensor | Sequences | None,
         head_mask: Tensor | None,
         fused: bool,
         first_token_only: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Vectors (B, L, D) to vectors (B, Q, D), and the attention probabilities unless ``fused``.
 
-        Q is L, or 1 with ``first_token_only``.
+        Q is L, or 1 with ``first_token_only``. With ``Sequences`` for ``visible``, (T, D) to (T, D) or (N, D).
         """
-        asking_BQD = hidden_BLD[:, :1] if first_token_only else hidden_BLD
-        query_BHQK = self.split_heads(self.part("query")(asking_BQD))
-        key_BHLK = self.split_heads(self.part("key")(hidden_BLD))
-        value_BHLK = self.split_heads(self.part("value")(hidden_BLD))
+        asking_BQD = hidden_BLD
+        if first_token_only:
+            asking_BQD = hidden_BLD[visible.first_tokens] if isinstance(visible, Sequences) else hidden_BLD[:, :1]
+        query_BQHK = self.split_heads(self.part("query")(asking_BQD))
+        key_BLHK = self.split_heads(self.part("key")(hidden_BLD))
+        value_BLHK = self.split_heads(self.part("value")(hidden_BLD))
         dropout = self.attention_dropout if self.training else 0.0
         probability_BHQL = None
-        if fused:
-            context_BHQK = sdpa_attention(query_BHQK, key_BHLK, value_BHLK, visible, dropout)
+        if isinstance(visible, Sequences):
+            context_BQHK = packed_attention(query_BQHK, key_BLHK, value_BLHK, visible, first_token_only, dropout)
         else:
-            context_BHQK, probability_BHQL = eager_attention(
-                query_BHQK, key_BHLK, value_BHLK, visible, dropout, head_mask
-            )
-        attended_BQD = self.part("attention_out")(context_BHQK.transpose(1, 2).flatten(2))
+            query_BHQK, key_BHLK, value_BHLK = (each.transpose(1, 2) for each in (query_BQHK, key_BLHK, value_BLHK))
+            if fused:
+                context_BHQK = sdpa_attention(query_BHQK, key_BHLK, value_BHLK, visible, dropout)
+            else:
+                context_BHQK, probability_BHQL = eager_attention(
+                    query_BHQK, key_BHLK, value_BHLK, visible, dropout, head_mask
+                )
+            context_BQHK = context_BHQK.transpose(1, 2)
+        attended_BQD = self.part("attention_out")(context_BQHK.flatten(-2))
         attended_BQD = self.part("attention_norm")(self.attention_output_dropout(attended_BQD) + asking_BQD)
         inner_BQF = self.activation(self.part("feed_forward_in")(attended_BQD))
         outer_BQD = self.dropout(self.part("feed_forward_out")(inner_BQF))
         return self.part("feed_forward_norm")(outer_BQD + attended_BQD), probability_BHQL
 
     def split_heads(self, projected: Tensor) -> Tensor:
-        """(B, L, H * K) to (B, H, L, K); pruning leaves a layer fewer heads."""
-        return projected.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+        """(B, L, H * K) to (B, L, H, K); pruning leaves a layer fewer heads."""
+        return projected.unflatten(-1, (-1, self.head_size))
 
 
 class Encoder(PreTrainedModel):
@@ -124,6 +148,7 @@ class Encoder(PreTrainedModel):
         super().__init__(config, attn_implementation=attn_implementation)
         self.head = self.family.encoder(is_pooled)
         self.warned_of_token_types = False
+        self._is_padding_free = True
         listed = self.parameter_list()
         attach(self, self.family.embeddings_path, Embeddings([p for p in listed if p.section == "embeddings"], config))
         for layer in range(config.num_hidden_layers):
@@ -132,21 +157,12 @@ class Encoder(PreTrainedModel):
         self.add_parts([p for p in listed if p.section == "pooler"], config)
 
     def encode(
-        self,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        token_type_ids: Tensor | None,
-        position_ids: Tensor | None,
-        head_mask: Tensor | None,
-        inputs_embeds: Tensor | None,
-        output_attentions: bool | None,
-        output_hidden_states: bool | None,
-        return_dict: bool | None,
-        first_token_only: bool,
+        self, inputs: Inputs, return_dict: bool | None, first_token_only: bool, padding_free: bool
     ) -> ModelOutput | tuple[Tensor, ...]:
         """Encode a batch: what ``forward`` of every family does, which only differ in the order of their arguments.
 
         Args:
+            inputs: the following nine, by name.
             input_ids: integers (B, L).
             attention_mask: (B, L), 1 for tokens and 0 for padding; by default all tokens count.
             token_type_ids: integers (B, L) or (1, L), the segment of each token, by default 0; ignored by DistilBERT,
@@ -156,37 +172,38 @@ class Encoder(PreTrainedModel):
             inputs_embeds: (B, L, D), word vectors in place of ``input_ids``.
             output_attentions: also return ``attentions``, a tuple of (B, H, L, L), one a layer.
             output_hidden_states: also return ``hidden_states``, a tuple of (B, L, D), one more than layers.
+            cu_seqlens: integers (N + 1,), rising from 0 to T: the batch is packed. The tokens of its N sequences lie
+                end to end, so ids, segments and positions are (T,), word vectors (T, D), and there is no mask.
+                Attention is fused, whatever ``attn_implementation`` says, without head masks and probabilities.
+                On CPUs it is fastest where sequences of equal length are neighbours.
             return_dict: False for a plain tuple.
             first_token_only: spare the last layer the work for all tokens but the first, which is the only one
                 that classifiers of texts read: an eighth of the time. ``last_hidden_state`` is then (B, 1, D).
                 Without effect where attentions or hidden states are asked for.
+            padding_free: False leaves the padding of this batch in; see ``is_padding_free``.
 
         Returns:
-            ``last_hidden_state`` (B, L, D), with a pooler ``pooler_output`` (B, D), and what was asked for.
+            ``last_hidden_state`` (B, L, D), with a pooler ``pooler_output`` (B, D), and what was asked for. Where
+            padding was left out, the vectors in its place are 0. Of a packed batch ``last_hidden_state`` is (T, D),
+            with ``first_token_only`` (N, 1, D), and ``pooler_output`` (N, D).
 
         Raises:
             InputError: neither or both of ids and embeddings, a sequence longer than the position table, an
-                id outside the vocabulary (checked on the CPU; CUDA itself asserts), a mask of another shape.
+                id outside the vocabulary (checked on the CPU; CUDA itself asserts), a mask of another shape,
+                ``cu_seqlens`` that do not fit the tokens, or together with what packed batches do not have.
         """
-        config = self.config
-        output_attentions = config.output_attentions if output_attentions is None else output_attentions
-        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        return_dict = config.return_dict if return_dict is None else return_dict
-        self.check_inputs(input_ids, attention_mask, inputs_embeds, position_ids, token_type_ids)
-
-        given = input_ids if inputs_embeds is None else inputs_embeds
-        assert given is not None  # check_inputs
-        if position_ids is None:
-            position_ids = torch.arange(given.shape[1], device=given.device)[None]
+        inputs, packing = self.prepare(inputs, first_token_only, padding_free)
+        output_attentions, output_hidden_states = inputs["output_attentions"], inputs["output_hidden_states"]
+        first_token_only = first_token_only and not (output_attentions or output_hidden_states)
+        mask, sequences, head_mask = inputs["attention_mask"], inputs["cu_seqlens"], inputs["head_mask"]
         embeddings = self.get_submodule(self.family.embeddings_path)
-        hidden_BLD = embeddings(input_ids, position_ids, inputs_embeds, token_type_ids)
-        visible = None if attention_mask is None else visible_tokens(attention_mask)
+        hidden_BLD = embeddings(*(inputs[name] for name in PER_TOKEN))
+        visible = sequences if mask is None else visible_tokens(mask)
         head_masks = self.split_head_mask(head_mask, hidden_BLD)
-        fused = self.attn_implementation == "sdpa" and not output_attentions and head_mask is None
+        fused = self.attn_implementation != "eager" and not output_attentions and head_mask is None
 
         hidden_states: tuple[Tensor, ...] = (hidden_BLD,)
         attentions: tuple[Tensor, ...] = ()
-        first_token_only = first_token_only and not (output_attentions or output_hidden_states)
         stack = self.layers()
         for layer, layer_head_mask in zip(stack, head_masks, strict=True):
             arguments = (hidden_BLD, visible, layer_head_mask, fused, first_token_only and layer is stack[-1])
@@ -198,13 +215,74 @@ class Encoder(PreTrainedModel):
                 hidden_states += (hidden_BLD,)
             if output_attentions:
                 attentions += (probability_BHQL,)
+        if sequences is None or first_token_only:
+            hidden_BLD = hidden_BLD if sequences is None else hidden_BLD[:, None]
+            first_BD = hidden_BLD[:, 0]
+        else:
+            first_BD = hidden_BLD[sequences.first_tokens]
+        pooled_BD = self.part("pooler")(first_BD).tanh() if "pooler" in self.paths else None
+        if packing is not None:
+            hidden_BLD = packing.unpack_rows(hidden_BLD) if first_token_only else packing.unpack(hidden_BLD)
+            pooled_BD = None if pooled_BD is None else packing.unpack_rows(pooled_BD)
         output = ModelOutput(
             last_hidden_state=hidden_BLD,
-            pooler_output=self.part("pooler")(hidden_BLD[:, 0]).tanh() if "pooler" in self.paths else None,
+            pooler_output=pooled_BD,
             hidden_states=hidden_states if output_hidden_states else None,
             attentions=attentions if output_attentions else None,
         )
-        return output if return_dict else output.to_tuple()
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def prepare(
+        self, inputs: Inputs, first_token_only: bool = False, padding_free: bool = True
+    ) -> tuple[Inputs, Packing | None]:
+        """Check a batch, complete it, and take its padding out where that may be: see ``is_padding_free``.
+
+        Returns:
+            The inputs, with ``Sequences`` for ``cu_seqlens``; and the way back to the padded batch, or None where they
+            are padded still, or never were.
+        """
+        if isinstance(inputs["cu_seqlens"], Sequences):  # a head has done it
+            return inputs, None
+        self.check_inputs(inputs)
+        config, inputs = self.config, dict(inputs)
+        for name in ("output_attentions", "output_hidden_states"):
+            inputs[name] = getattr(config, name) if inputs[name] is None else inputs[name]
+        given = inputs["input_ids"] if inputs["inputs_embeds"] is None else inputs["inputs_embeds"]
+        if (cu_seqlens := inputs["cu_seqlens"]) is not None:
+            limit = config.max_position_embeddings if inputs["position_ids"] is None else len(given)
+            longest = limit if is_traced() else check_cu_seqlens(cu_seqlens.tolist(), len(given), limit)
+            inputs["cu_seqlens"] = sequences = Sequences(cu_seqlens.to(given.device, torch.int32), longest)
+            if inputs["position_ids"] is None:
+                inputs["position_ids"] = sequences.positions(len(given))
+            return inputs, None
+        if inputs["position_ids"] is None:
+            inputs["position_ids"] = torch.arange(given.shape[1], device=given.device)[None]
+        if not (padding_free and self.can_pack(inputs)):
+            return inputs, None
+        visible_BL = visible_tokens(inputs["attention_mask"])[:, 0, 0]
+        if visible_BL.all():  # attention has a faster kernel for what needs no mask
+            return inputs | {"attention_mask": None}, None
+        # What stands for a text is the vector at its first place, even where that is padding.
+        if (first_token_only or "pooler" in self.paths) and not visible_BL[:, 0].all():
+            return inputs, None
+        packing = Packing.of(visible_BL)
+        packed = {name: packing.pack(inputs[name]) for name in PER_TOKEN if inputs[name] is not None}
+        return inputs | packed | {"attention_mask": None, "cu_seqlens": packing.sequences}, packing
+
+    def can_pack(self, inputs: Inputs) -> bool:
+        """Whether the padding of a batch may be taken out: see ``is_padding_free``."""
+        mask = inputs["attention_mask"]
+        return (
+            self.is_padding_free
+            and not self.training
+            and self.attn_implementation != "eager"
+            and not (inputs["output_attentions"] or inputs["output_hidden_states"])
+            and inputs["head_mask"] is None
+            and mask is not None
+            and not mask.is_floating_point()
+            and mask.device.type in ("cpu", "cuda")
+            and not is_traced()
+        )
 
     def layers(self) -> nn.ModuleList:
         """The stack, from the embeddings up."""
@@ -217,35 +295,40 @@ class Encoder(PreTrainedModel):
             return [None] * count
         if head_mask.dim() == 1:
             head_mask = head_mask.expand(count, -1)
-        inputs.check_head_mask(tuple(head_mask.shape), self.config)
+        check_head_mask(tuple(head_mask.shape), self.config)
         return list(head_mask.to(hidden.dtype)[:, None, :, None, None].unbind())
 
-    def check_inputs(
-        self,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        inputs_embeds: Tensor | None,
-        position_ids: Tensor | None,
-        token_type_ids: Tensor | None,
-    ) -> None:
+    def check_inputs(self, inputs: Inputs) -> None:
         """Explain what the kernels below would only fail on; values are left to them where a graph is traced."""
-        shapes = (input_ids, attention_mask, inputs_embeds, position_ids, token_type_ids)
-        inputs.check_shapes(*(None if given is None else tuple(given.shape) for given in shapes), config=self.config)
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        config = self.config
+        shapes = {name: None if inputs[name] is None else tuple(inputs[name].shape) for name in SHAPED}
+        if shapes["cu_seqlens"] is None:
+            check_shapes(**{name: shape for name, shape in shapes.items() if name != "cu_seqlens"}, config=config)
+        else:
+            check_packed_shapes(**shapes, config=config)
+            if inputs["head_mask"] is not None or inputs["output_attentions"]:
+                raise InputError("cu_seqlens: packed batches have no head_mask and no attentions; pad the batch")
+        if is_traced():
             return
-        if inputs_embeds is None and input_ids is not None and input_ids.device.type == "cpu" and input_ids.numel():
-            low, high = input_ids.aminmax()
-            inputs.check_range("input_ids", int(low), int(high), self.config.vocab_size)
-        if position_ids is not None and position_ids.device.type == "cpu" and position_ids.numel():
-            low, high = position_ids.aminmax()
-            inputs.check_range("position_ids", int(low), int(high), self.config.max_position_embeddings)
-        if token_type_ids is not None and self.family.has_segments:
-            if token_type_ids.device.type == "cpu" and token_type_ids.numel():
-                low, high = token_type_ids.aminmax()
-                inputs.check_range("token_type_ids", int(low), int(high), self.config.type_vocab_size)
-        elif token_type_ids is not None and not self.warned_of_token_types and token_type_ids.any():
+        limits = {"input_ids": config.vocab_size, "position_ids": config.max_position_embeddings}
+        if self.family.has_segments:
+            limits["token_type_ids"] = config.type_vocab_size
+        for name, limit in limits.items():
+            ids = inputs[name]
+            if ids is not None and ids.device.type == "cpu" and ids.numel():
+                low, high = ids.aminmax()
+                check_range(name, int(low), int(high), limit)
+        types = inputs["token_type_ids"]
+        if types is not None and not self.family.has_segments and not self.warned_of_token_types and types.any():
             logger.warning("token_type_ids are ignored: DistilBERT has no segment embeddings")
             self.warned_of_token_types = True
+
+
+def is_traced() -> bool:
+    """Whether what runs becomes a graph, or is transformed, so that no shape may depend on values."""
+    return (
+        torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()  # vmap
+    )
 
 
 class DistilBertModel(Encoder):
@@ -254,7 +337,8 @@ class DistilBertModel(Encoder):
     Args:
         config: shapes and rates.
         attn_implementation: ``"sdpa"`` (PyTorch's fused attention) or ``"eager"``. They agree; attentions and
-            head masks are always computed eagerly.
+            head masks are always computed eagerly. ``"flash_attention_2"`` is another name of ``"sdpa"``, which takes
+            FlashAttention wherever type and device allow.
     """
 
     family = DISTILBERT
@@ -274,10 +358,13 @@ class DistilBertModel(Encoder):
         return_dict: bool | None = None,
         token_type_ids: Tensor | None = None,
         first_token_only: bool = False,
+        cu_seqlens: Tensor | None = None,
+        padding_free: bool = True,
     ) -> ModelOutput | tuple[Tensor, ...]:
         """See ``Encoder.encode``."""
-        inputs = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
-        return self.encode(*inputs, output_attentions, output_hidden_states, return_dict, first_token_only)
+        values = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
+        inputs = dict(zip(INPUTS, (*values, output_attentions, output_hidden_states, cu_seqlens), strict=True))
+        return self.encode(inputs, return_dict, first_token_only, padding_free)
 
 
 class BertModel(Encoder):
@@ -306,7 +393,10 @@ class BertModel(Encoder):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         first_token_only: bool = False,
+        cu_seqlens: Tensor | None = None,
+        padding_free: bool = True,
     ) -> ModelOutput | tuple[Tensor, ...]:
         """See ``Encoder.encode``."""
-        inputs = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
-        return self.encode(*inputs, output_attentions, output_hidden_states, return_dict, first_token_only)
+        values = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
+        inputs = dict(zip(INPUTS, (*values, output_attentions, output_hidden_states, cu_seqlens), strict=True))
+        return self.encode(inputs, return_dict, first_token_only, padding_free)

@@ -10,22 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from distilbert.core.config import Config
 from distilbert.core.errors import InputError
-from distilbert.core.outputs import ModelOutput
+from distilbert.core.outputs import ModelOutput, is_per_token
 from distilbert.core.spec import BERT, DISTILBERT
-from distilbert.pt.encoder import BertModel, DistilBertModel, Encoder, get_activation
+from distilbert.pt.attention import Packing
+from distilbert.pt.encoder import INPUTS, BertModel, DistilBertModel, Encoder, Inputs, get_activation
 from distilbert.pt.losses import classification_loss, span_loss, token_loss
 from distilbert.pt.model import PreTrainedModel
 
 Output = ModelOutput | tuple[Tensor, ...]
-Inputs = dict[str, Any]  # of the encoder, by name: so that the order in which its family takes them does not matter
-INPUTS = (
-    *("input_ids", "attention_mask", "token_type_ids", "position_ids", "head_mask", "inputs_embeds"),
-    *("output_attentions", "output_hidden_states"),
-)
 
 
 class HeadModel(PreTrainedModel):
@@ -33,7 +30,7 @@ class HeadModel(PreTrainedModel):
 
     Every ``forward`` takes what the encoder's takes, in its order, with the labels before
     ``output_attentions``; it returns what the encoder returns, but for its vectors. Below, only what
-    a head adds is documented.
+    a head adds is documented. What it gives as (B, L, …) is (T, …) for a packed batch, and labels are (T,) too.
     """
 
     encoder_class: ClassVar[type[Encoder]]
@@ -53,8 +50,29 @@ class HeadModel(PreTrainedModel):
         """The vector (B, D) of each whole text, from its first token."""
         raise NotImplementedError
 
-    def answer(self, encoded: ModelOutput, return_dict: bool | None, **values: Tensor | None) -> Output:
-        """The head's ``values`` together with what the encoder returned besides its vectors."""
+    def encode_tokens(self, inputs: Inputs, has_labels: bool) -> tuple[ModelOutput, Packing | None]:
+        """What the encoder gives for every token, and how to get back to a padded batch if it is without padding.
+
+        With labels padding stays in, since a loss may count it.
+        """
+        encoder: Any = self.base_model
+        inputs, packing = encoder.prepare(inputs, padding_free=not has_labels)
+        return encoder(**inputs, return_dict=True, padding_free=False), packing
+
+    def answer(
+        self,
+        encoded: ModelOutput,
+        return_dict: bool | None,
+        packing: Packing | None = None,
+        fill: float = 0.0,
+        **values: Tensor | None,
+    ) -> Output:
+        """The head's ``values``, padded again with ``fill``, and what the encoder returned besides its vectors."""
+        if packing is not None:
+            for name, value in values.items():
+                if value is not None:
+                    per_token = is_per_token(name, self.head)
+                    values[name] = packing.unpack(value, fill) if per_token else packing.unpack_rows(value)
         output = ModelOutput(**values, hidden_states=encoded.hidden_states, attentions=encoded.attentions)
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
@@ -70,10 +88,10 @@ class MaskedLM(HeadModel):
 
     def compute(self, inputs: Inputs, return_dict: bool | None, labels: Tensor | None) -> Output:
         """``labels`` (B, L), -100 where no prediction counts; returns ``loss`` and ``logits`` (B, L, V)."""
-        encoded = self.base_model(**inputs, return_dict=True)
+        encoded, packing = self.encode_tokens(inputs, labels is not None)
         logits_BLV = self.score_words(encoded.last_hidden_state)
         loss = None if labels is None else token_loss(logits_BLV, labels)
-        return self.answer(encoded, return_dict, loss=loss, logits=logits_BLV)
+        return self.answer(encoded, return_dict, packing, loss=loss, logits=logits_BLV)
 
     def score_words(self, hidden_BLD: Tensor) -> Tensor:
         """The scores (B, L, V) of every word of the vocabulary."""
@@ -114,14 +132,14 @@ class PreTraining(MaskedLM):
 
         Returns ``loss``, ``prediction_logits`` (B, L, V) and ``seq_relationship_logits`` (B, 2).
         """
-        encoded = self.base_model(**inputs, return_dict=True)
+        encoded, packing = self.encode_tokens(inputs, labels is not None)
         logits_BLV = self.score_words(encoded.last_hidden_state)
         logits_B2 = self.part("next_sentence")(self.text_vector(encoded))
         loss = None
         if labels is not None and next_sentence_label is not None:
             loss = token_loss(logits_BLV, labels) + token_loss(logits_B2, next_sentence_label)
         values = {"prediction_logits": logits_BLV, "seq_relationship_logits": logits_B2}
-        return self.answer(encoded, return_dict, loss=loss, **values)
+        return self.answer(encoded, return_dict, packing, loss=loss, **values)
 
 
 class SequenceClassification(HeadModel):
@@ -145,15 +163,20 @@ class MultipleChoice(HeadModel):
     dropout_rate = "seq_classif_dropout"
 
     def compute(self, inputs: Inputs, return_dict: bool | None, labels: Tensor | None) -> Output:
-        """Inputs (B, C, L), one row a choice; ``labels`` (B,); returns ``loss`` and ``logits`` (B, C)."""
-        choices = inputs["input_ids"] if inputs["inputs_embeds"] is None else inputs["inputs_embeds"]
-        if choices is None or choices.dim() < 3:
-            raise InputError("multiple choice: expected input_ids (batch, choices, length), or inputs_embeds")
-        for name in ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds"):
-            inputs[name] = None if inputs[name] is None else inputs[name].flatten(0, 1)
+        """Inputs (B, C, L), one row a choice; ``labels`` (B,); returns ``loss`` and ``logits`` (B, C).
+
+        In a packed batch each sequence is the only choice of its row: ``logits`` are (N, 1).
+        """
+        shape: tuple[int, ...] = (-1, 1)
+        if inputs["cu_seqlens"] is None:
+            choices = inputs["input_ids"] if inputs["inputs_embeds"] is None else inputs["inputs_embeds"]
+            if choices is None or choices.dim() < 3:
+                raise InputError("multiple choice: expected input_ids (batch, choices, length), or inputs_embeds")
+            shape = choices.shape[:2]
+            for name in ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds"):
+                inputs[name] = None if inputs[name] is None else inputs[name].flatten(0, 1)
         encoded = self.base_model(**inputs, return_dict=True, first_token_only=True)
-        logits = self.part("classifier")(self.dropout(self.text_vector(encoded)))
-        logits_BC = logits.unflatten(0, choices.shape[:2]).squeeze(-1)
+        logits_BC = self.part("classifier")(self.dropout(self.text_vector(encoded))).view(shape)
         loss = None if labels is None else token_loss(logits_BC, labels)
         return self.answer(encoded, return_dict, loss=loss, logits=logits_BC)
 
@@ -166,10 +189,10 @@ class TokenClassification(HeadModel):
 
     def compute(self, inputs: Inputs, return_dict: bool | None, labels: Tensor | None) -> Output:
         """``labels`` (B, L), -100 where none counts; returns ``loss`` and ``logits`` (B, L, C)."""
-        encoded = self.base_model(**inputs, return_dict=True)
+        encoded, packing = self.encode_tokens(inputs, labels is not None)
         logits_BLC = self.part("classifier")(self.dropout(encoded.last_hidden_state))
         loss = None if labels is None else token_loss(logits_BLC, labels)
-        return self.answer(encoded, return_dict, loss=loss, logits=logits_BLC)
+        return self.answer(encoded, return_dict, packing, loss=loss, logits=logits_BLC)
 
 
 class QuestionAnswering(HeadModel):
@@ -186,13 +209,16 @@ class QuestionAnswering(HeadModel):
         end_positions: Tensor | None,
     ) -> Output:
         """Positions (B,), see ``span_loss``; returns ``loss``, ``start_logits`` and ``end_logits`` (B, L)."""
-        encoded = self.base_model(**inputs, return_dict=True)
+        if inputs["cu_seqlens"] is not None and start_positions is not None:
+            raise InputError("start_positions: the places of a packed batch have no loss; pad the batch")
+        encoded, packing = self.encode_tokens(inputs, start_positions is not None)
         spans_BL2 = self.part("spans")(self.dropout(encoded.last_hidden_state))
         start_BL, end_BL = (logits.contiguous() for logits in spans_BL2.unbind(-1))
         loss = None
         if start_positions is not None and end_positions is not None:
             loss = span_loss(start_BL, end_BL, start_positions, end_positions)
-        return self.answer(encoded, return_dict, loss=loss, start_logits=start_BL, end_logits=end_BL)
+        lowest = torch.finfo(spans_BL2.dtype).min
+        return self.answer(encoded, return_dict, packing, lowest, loss=loss, start_logits=start_BL, end_logits=end_BL)
 
 
 class DistilBertHead(HeadModel):
@@ -217,10 +243,11 @@ class DistilBertHead(HeadModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         token_type_ids: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> Output:
         """See ``compute``."""
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
-        values = (*inputs, output_attentions, output_hidden_states)
+        values = (*inputs, output_attentions, output_hidden_states, cu_seqlens)
         return self.compute(dict(zip(INPUTS, values, strict=True)), return_dict, labels)
 
 
@@ -256,10 +283,11 @@ class DistilBertForQuestionAnswering(DistilBertHead, QuestionAnswering):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         token_type_ids: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> Output:
         """See ``compute``."""
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
-        values = (*inputs, output_attentions, output_hidden_states)
+        values = (*inputs, output_attentions, output_hidden_states, cu_seqlens)
         return self.compute(dict(zip(INPUTS, values, strict=True)), return_dict, start_positions, end_positions)
 
 
@@ -285,10 +313,11 @@ class BertHead(HeadModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> Output:
         """See ``compute``."""
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
-        values = (*inputs, output_attentions, output_hidden_states)
+        values = (*inputs, output_attentions, output_hidden_states, cu_seqlens)
         return self.compute(dict(zip(INPUTS, values, strict=True)), return_dict, labels)
 
 
@@ -308,10 +337,11 @@ class BertForPreTraining(BertHead, PreTraining):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> Output:
         """See ``compute``."""
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
-        values = (*inputs, output_attentions, output_hidden_states)
+        values = (*inputs, output_attentions, output_hidden_states, cu_seqlens)
         return self.compute(dict(zip(INPUTS, values, strict=True)), return_dict, labels, next_sentence_label)
 
 
@@ -351,8 +381,9 @@ class BertForQuestionAnswering(BertHead, QuestionAnswering):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> Output:
         """See ``compute``."""
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds)
-        values = (*inputs, output_attentions, output_hidden_states)
+        values = (*inputs, output_attentions, output_hidden_states, cu_seqlens)
         return self.compute(dict(zip(INPUTS, values, strict=True)), return_dict, start_positions, end_positions)

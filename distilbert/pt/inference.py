@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from distilbert.core.checkpoint import require_head
 from distilbert.core.config import Config, read_config
 from distilbert.core.errors import InputError
 from distilbert.core.inputs import check_range
-from distilbert.core.outputs import ModelOutput
+from distilbert.core.outputs import ModelOutput, is_per_token
 from distilbert.core.spec import choose_class
 from distilbert.pt import heads
 from distilbert.pt.encoder import BertModel, DistilBertModel
@@ -104,34 +104,36 @@ class InferenceModel:
 
     @torch.inference_mode()
     def __call__(
-        self, input_ids: np.ndarray, attention_mask: np.ndarray, token_type_ids: np.ndarray | None = None
-    ) -> dict[str, np.ndarray]:
-        """Run one batch.
+        self, sequences: Sequence[Sequence[int]], segments: Sequence[Sequence[int]] | None = None
+    ) -> list[dict[str, np.ndarray]]:
+        """Run one batch, packed.
 
         Args:
-            input_ids: integers (B, L), or (B, C, L) for multiple choice.
-            attention_mask: of the same shape, 1 for tokens and 0 for padding.
-            token_type_ids: of the same shape, the segment of each token, by default 0; not of DistilBERT.
+            sequences: ids of the tokens of each text; for multiple choice, of each choice.
+            segments: of the tokens, by default 0; not of DistilBERT.
 
         Returns:
-            The model's outputs by name, as float32.
+            Each text's outputs by name, as float32.
 
         Raises:
             InputError: an id outside the vocabulary, a sequence too long for the model, or a full device.
         """
-        check_range("input_ids", int(input_ids.min()), int(input_ids.max()), self.config.vocab_size)
-        # Without a mask attention has a faster kernel, and a batch of equal lengths needs none.
-        arrays = {
-            "input_ids": input_ids,
-            "attention_mask": None if attention_mask.all() else attention_mask,
-            "token_type_ids": token_type_ids,
-        }
-        given = {n: torch.from_numpy(array).to(self.model.device) for n, array in arrays.items() if array is not None}
+        given = {"input_ids": np.concatenate(sequences)}
+        if segments is not None:
+            given["token_type_ids"] = np.concatenate(segments)
+        check_range("input_ids", int(given["input_ids"].min()), int(given["input_ids"].max()), self.config.vocab_size)
+        cu_seqlens = np.cumsum([0, *map(len, sequences)])
+        tensors = {name: torch.from_numpy(array).to(self.model.device) for name, array in given.items()}
         try:
-            output: ModelOutput = self.model(**given, return_dict=True)
-            return {name: to_array(value.float()) for name, value in output.items()}
+            output: ModelOutput = self.model(**tensors, cu_seqlens=torch.from_numpy(cu_seqlens), return_dict=True)
+            arrays = {name: to_array(value.float()) for name, value in output.items()}
         except torch.OutOfMemoryError:
             raise InputError(
-                f"{self.model.device}: a batch of {' x '.join(map(str, input_ids.shape))} tokens does not fit "
-                "into its memory; try a smaller batch size"
+                f"{self.model.device}: a batch of {len(given['input_ids'])} tokens does not fit into its memory; "
+                "try a smaller batch size"
             ) from None
+        parts = {
+            name: np.split(array, cu_seqlens[1:-1]) if is_per_token(name, self.head) else array
+            for name, array in arrays.items()
+        }
+        return [{name: values[number] for name, values in parts.items()} for number in range(len(sequences))]

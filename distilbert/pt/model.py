@@ -36,7 +36,9 @@ class PreTrainedModel(FromSpec):
             raise InputError(f"config is a {type(config).__name__}, expected a {self.family.config.__name__}")
         config.validate()
         if attn_implementation not in IMPLEMENTATIONS:
-            raise InputError(f"attn_implementation is {attn_implementation!r}, expected {' or '.join(IMPLEMENTATIONS)}")
+            raise InputError(
+                f"attn_implementation is {attn_implementation!r}, expected one of {', '.join(IMPLEMENTATIONS)}"
+            )
         self.config = config
         self.attn_implementation = attn_implementation
         self.is_gradient_checkpointing = False
@@ -60,6 +62,26 @@ class PreTrainedModel(FromSpec):
     def dtype(self) -> torch.dtype:
         """The type of the parameters."""
         return next(self.parameters()).dtype
+
+    @property
+    def is_padding_free(self) -> bool:
+        """Whether padding is taken out of a batch before it is computed on, by default True; assign False to keep it.
+
+        Tokens see no padding, so at every token the outputs stay what they are. Where padding was, vectors and logits
+        are 0, and the logits of question answering the lowest number of their type, so that no argmax falls there.
+        Modules inside the model then see (tokens, hidden_size), not (batch, length, hidden_size).
+
+        Padding stays in where something could tell the difference, or nothing would be won: in training; where the
+        model looks at every place for its loss, or attentions, hidden states or head masks are asked for; with
+        ``"eager"`` attention; with a mask that is a float; with text classifiers, if padding comes first, as they
+        read the first place; on devices other than CPUs and CUDA; and where shapes may not depend on values, as in
+        ``torch.compile``, ``torch.export``, tracing and ``vmap``.
+        """
+        return self.base_model._is_padding_free  # type: ignore[return-value]
+
+    @is_padding_free.setter
+    def is_padding_free(self, value: bool) -> None:
+        self.base_model._is_padding_free = value  # type: ignore[assignment]
 
     def num_parameters(self, only_trainable: bool = False) -> int:
         """How many numbers the model holds, tied ones counted once."""
@@ -93,7 +115,7 @@ class PreTrainedModel(FromSpec):
                 understood too).
             device: where to put the model, the CPU by default.
             device_map: as ``device``; ``"auto"`` takes a GPU where there is one.
-            attn_implementation: ``"sdpa"`` or ``"eager"``.
+            attn_implementation: ``"sdpa"``, ``"flash_attention_2"`` or ``"eager"``; see ``DistilBertModel``.
             ignore_mismatched_sizes: initialise what has another shape in the checkpoint, instead of failing.
             output_loading_info: also return the report of missing, unexpected and mismatched tensors.
             revision: a branch, tag or commit on the Hub.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from distilbert.core.batches import batch_rows
+from distilbert.core.batches import batch_rows, pad, unpad
 from distilbert.core.checkpoint import require_head
 from distilbert.core.config import Config, read_config
 from distilbert.core.errors import InputError
@@ -107,28 +107,25 @@ class InferenceModel:
         return batch_rows(length, self.head, self.device.startswith("cpu"))
 
     def __call__(
-        self, input_ids: np.ndarray, attention_mask: np.ndarray, token_type_ids: np.ndarray | None = None
-    ) -> dict[str, np.ndarray]:
+        self, sequences: Sequence[Sequence[int]], segments: Sequence[Sequence[int]] | None = None
+    ) -> list[dict[str, np.ndarray]]:
         """Run one batch.
 
         Args:
-            input_ids: integers (B, L), or (B, C, L) for multiple choice.
-            attention_mask: of the same shape, 1 for tokens and 0 for padding.
-            token_type_ids: of the same shape, the segment of each token, by default 0; not of DistilBERT.
+            sequences: ids of the tokens of each text; for multiple choice, of each choice.
+            segments: of the tokens, by default 0; not of DistilBERT.
 
         Returns:
-            The model's outputs by name, as float32.
+            Each text's outputs by name, as float32.
 
         Raises:
             InputError: an id outside the vocabulary, or a sequence too long for the model.
         """
-        check_range("input_ids", int(input_ids.min()), int(input_ids.max()), self.config.vocab_size)
-        given = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if token_type_ids is not None:
-            given["token_type_ids"] = token_type_ids
+        given = pad(sequences, segments, self.head, self.config)
+        check_range("input_ids", int(given["input_ids"].min()), int(given["input_ids"].max()), self.config.vocab_size)
         with keras.device(self.device):
             output = self.model.predict_on_batch(given)
-        return {name: np.asarray(value, np.float32) for name, value in output.items()}
+        return unpad({name: np.asarray(value, np.float32) for name, value in output.items()}, sequences, self.head)
 
 
 def parse_device(device: str | None) -> str:

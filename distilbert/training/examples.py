@@ -286,7 +286,6 @@ def teach(task: Labelled, examples: Sequence[Example], teacher: Pipeline) -> Ite
             [window.ids for window in windows],
             lambda number, arrays: {name: value.copy() for name, value in arrays.items()},
             segments=[window.type_ids for window in windows] if has_segments else None,
-            shape=teacher.input_shape,
         )
     )
     for sample in samples:

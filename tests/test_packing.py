@@ -1,0 +1,145 @@
+"""Batches without padding, in PyTorch: at every token the numbers of padded ones, for every head."""
+
+import numpy as np
+import pytest
+import torch
+from backends import EVERY_CASE, arrays_of, assert_close, at_tokens, flatten, head_of, load
+
+from distilbert.core.errors import InputError
+from distilbert.core.outputs import is_per_token
+from distilbert.pt.attention import Packing
+from distilbert.pt.inference import InferenceModel
+
+
+def tensors(arrays):
+    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+
+
+def masks(shape):
+    """Some masks by name, for batches of that shape."""
+    made = {
+        name: np.ones(shape, np.int64).reshape(-1, shape[-1]) for name in ("ragged", "full", "holes", "left", "empty")
+    }
+    made["ragged"][0, 1:] = made["ragged"][1, 5:] = 0  # a text of one token
+    made["holes"][0, 3:5] = made["holes"][1, 7:9] = 0
+    made["left"][0, :4] = made["left"][1, :2] = 0
+    made["empty"][0] = made["empty"][1, 6:] = 0
+    return {name: mask.reshape(shape) for name, mask in made.items()}
+
+
+def both_ways(model, batch, **options):
+    """The outputs of a batch without padding, and with it."""
+    for is_padding_free in (True, False):
+        model.is_padding_free = is_padding_free
+        yield model(**batch, **options)
+
+
+@pytest.mark.parametrize("case", EVERY_CASE)
+def test_no_token_notices(case):
+    model, arrays, head = load("torch", case), arrays_of(case), head_of(case)
+    model.prune_heads({0: [1]})
+    for name, mask in masks(arrays["input_ids"].shape).items():
+        packed, padded = (flatten("torch", out) for out in both_ways(model, tensors(arrays | {"attention_mask": mask})))
+        assert packed.keys() == padded.keys()
+        seen = mask | ~mask.any(-1, keepdims=True)  # where no token counts, all do
+        wanted = at_tokens(padded, case, seen)
+        for output, value in at_tokens(packed, case, seen).items():
+            assert_close(value, wanted[output], 1e-5, f"{name}: {output}")
+        if name == "left" and "pooler" in model.base_model.paths:
+            continue  # its first token is padding, and so padding stays
+        filler = np.finfo(np.float32).min if head == "question-answering" else 0
+        for output, value in at_tokens(packed, case, 1 - seen).items():
+            assert not is_per_token(output, head) or (value == filler).all(), f"{name}: {output}"
+
+
+@pytest.mark.parametrize("case", ["base", "mlm", "seqcls", "qa", "bert-base", "bert-choice"])
+def test_gradients(case):
+    model, arrays = load("torch", case), arrays_of(case)
+    mask = masks(arrays["input_ids"].shape)["ragged"]
+    found = []
+    for output in both_ways(model, tensors(arrays | {"attention_mask": mask})):
+        model.zero_grad()
+        seen = torch.from_numpy(mask).bool()
+        kept = [value[seen] if is_per_token(name, head_of(case)) else value for name, value in output.items()]
+        sum(value.square().sum() for value in kept).backward()
+        found.append({name: value.grad for name, value in model.named_parameters() if value.grad is not None})
+    largest = max(float(value.abs().max()) for value in found[1].values())
+    for name, value in found[1].items():
+        torch.testing.assert_close(found[0][name], value, rtol=0, atol=1e-5 * largest, msg=name)
+
+
+@pytest.mark.parametrize("case", EVERY_CASE)
+def test_packed_batches(case):
+    model, arrays = load("torch", case), arrays_of(case)
+    shape = arrays["input_ids"].shape
+    ragged = masks(shape)["ragged"]
+    with torch.inference_mode():
+        padded = flatten("torch", model(**tensors(arrays | {"attention_mask": ragged})))
+    rows = [
+        ids[: mask.sum()].tolist()
+        for ids, mask in zip(*(a.reshape(-1, shape[-1]) for a in (arrays["input_ids"], ragged)), strict=True)
+    ]
+    types = arrays.get("token_type_ids")
+    if types is not None:
+        types = [row[: len(ids)].tolist() for row, ids in zip(types.reshape(-1, shape[-1]), rows, strict=True)]
+    found = InferenceModel(model)(rows, types)
+    for output, wanted in padded.items():
+        if is_per_token(output, head_of(case)):
+            wanted = [row[: len(ids)] for row, ids in zip(wanted, rows, strict=True)]
+        for number, outputs in enumerate(found):
+            row = np.ravel(wanted)[number : number + 1] if head_of(case) == "multiple-choice" else wanted[number]
+            assert_close(outputs[output], row, 1e-5, output)
+
+
+def test_where_padding_stays(monkeypatch):
+    def refuse(visible):
+        raise AssertionError("packed")
+
+    monkeypatch.setattr(Packing, "of", refuse)
+    for case in ("base", "qa", "seqcls", "bert-base"):
+        model, arrays = load("torch", case), arrays_of(case, labels=True)
+        labels = {name: array for name, array in arrays.items() if name.endswith(("labels", "positions"))}
+        ragged = arrays | {"attention_mask": masks(arrays["input_ids"].shape)["ragged"]}
+        plain = tensors({name: array for name, array in ragged.items() if name not in labels})
+        with pytest.raises(AssertionError, match="packed"):
+            model(**plain)
+        heads = torch.ones(model.config.num_attention_heads)
+        for options in ({"output_hidden_states": True}, {"output_attentions": True}, {"head_mask": heads}):
+            model(**plain, **options)
+        model(**plain | {"attention_mask": plain["attention_mask"].float()})
+        if case == "qa":  # its loss looks at every place
+            model(**tensors(ragged))
+        if case != "base":
+            left = torch.from_numpy(masks(arrays["input_ids"].shape)["left"])
+            (model if case != "qa" else load("torch", "qa", attn_implementation="eager"))(
+                **plain | {"attention_mask": left}
+            )
+        model.train()(**plain)
+        model.eval().is_padding_free = False
+        model(**plain)
+        model.is_padding_free = True
+        scaled = torch.func.vmap(lambda factor, model=model, plain=plain: model(**plain)[0] * factor)
+        scaled(torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    "cu_seqlens, more, message",
+    [
+        ([0, 3, 5], {}, "rise from 0 to 6"),
+        ([1, 6], {}, "rise from 0 to 6"),
+        ([0, 4, 3, 6], {}, r"cu_seqlens is \[0, 4, 3, 6\]"),
+        ([0, 3, 3, 6], {}, "rise from 0"),
+        ([[0, 6]], {}, "sequences . 1"),
+        ([0, 6], {"attention_mask": torch.ones(6, dtype=torch.long)}, "no padding"),
+        ([0, 6], {"position_ids": torch.zeros(1, 6, dtype=torch.long)}, "position_ids has shape"),
+        ([0, 6], {"output_attentions": True}, "no head_mask and no attentions"),
+        ([0, 6], {"input_ids": torch.ones(1, 6, dtype=torch.long)}, "input_ids has shape"),
+        ([0, 41], {"input_ids": torch.ones(41, dtype=torch.long)}, "max_position_embeddings=40"),
+        ([0, 6], {"inputs_embeds": torch.ones(6, 3)}, "exactly one"),
+    ],
+)
+def test_bad_packed_batches_are_explained(cu_seqlens, more, message):
+    with pytest.raises(InputError, match=message):
+        load("torch", "base")(
+            **{"input_ids": torch.ones(6, dtype=torch.long), "cu_seqlens": torch.tensor(cu_seqlens)} | more
+        )
