@@ -102,7 +102,7 @@ def synchronize(trainer):
 
 
 def distill(trainer, batch, source, step):
-    losses = trainer.update(step, split(batch, 1, source), 1e-5)
+    losses = trainer.update(step, split(batch, source.terms(batch), 1), 1e-5)
     return float(losses["loss"])
 
 

@@ -29,7 +29,7 @@ from distilbert.training.log import read
 from distilbert.training.run import FOLDER
 from distilbert.training.steps import Steps
 
-BACKENDS = ("pt",)
+BACKENDS = ("pt", "tf", "flax")
 WORDS = ["a", "wonderful", "film", "is", "mess", "the", "plot", "i", "do", "not", "know"]
 HEADS = {
     "sequence-classification": "seqcls",
@@ -68,7 +68,7 @@ def files(tmp_path_factory):
     """Something to train each task on."""
     folder, rng = tmp_path_factory.mktemp("files"), np.random.default_rng(0)
 
-    def text(least=3, most=9):
+    def text(least=7, most=9):  # of one bucket: JAX compiles for each
         return " ".join(rng.choice(WORDS, rng.integers(least, most)))
 
     rows = {
@@ -84,7 +84,7 @@ def files(tmp_path_factory):
             json.dumps({"prompt": text(), "choices": [text(), text()], "label": number % 2}) for number in range(16)
         ),
         "fill-mask": "\n".join(text() for _ in range(16)),
-        "corpus": "\n".join(text(8, 30) for _ in range(40)),
+        "corpus": "\n".join(text(9, 30) for _ in range(40)),
     }
     suffixes = {"text-classification": "tsv", "token-classification": "conll", "fill-mask": "txt", "corpus": "txt"}
     paths = {task: folder / f"{task}.{suffixes.get(task, 'jsonl')}" for task in rows}
@@ -97,7 +97,7 @@ def files(tmp_path_factory):
 def corpus(files, tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus") / "corpus"
     tokenizer = DistilBertTokenizer.from_pretrained(GOLDEN / "distilbert-seqcls")
-    prepare_corpus([files["corpus"]], folder, tokenizer, max_length=24, min_tokens=4)
+    prepare_corpus([files["corpus"]], folder, tokenizer, max_length=16, min_tokens=10)
     return folder
 
 
@@ -164,7 +164,8 @@ def test_the_places_of_masked_texts_are_those_of_hidden_tokens():
             if place >= 0:
                 assert source.sequences[number][place] == label
                 found += 1
-    assert source.terms(batch) == {"places": found, "masked": found, "tokens": lengths.sum()}
+    totals = {name: rows.sum() for name, rows in source.terms(batch).items()}
+    assert totals == {"places": found, "masked": found, "tokens": lengths.sum()}
     # Hidden anew the next time.
     again = source.batch(indices, np.random.default_rng(1))
     assert (again["input_ids"] != batch["input_ids"]).any()
@@ -188,7 +189,7 @@ def test_parts_are_the_whole_batch_and_their_shares_add_up(parts):
         for name, array in one.parts[0].arrays.items():
             np.testing.assert_array_equal(array, np.concatenate([part.arrays[name] for part in other.parts]))
         for name in ("places", "masked", "tokens"):
-            assert one.parts[0].shares[name] == 1
+            assert one.parts[0].shares[name] == pytest.approx(1)
             assert sum(part.shares[name] for part in other.parts) == pytest.approx(1)
 
 
@@ -235,7 +236,8 @@ def test_finetuning_every_head(task, backend, tiny, files, tmp_path):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_training_is_the_same_on_every_backend(backend, tiny, files, corpus, tmp_path):
-    settings = Settings(**QUICK | {"max_steps": 6, "max_gradient_norm": 0.5})
+    # Keras adds epsilon before the bias is corrected, the others after it.
+    settings = Settings(**QUICK | {"max_steps": 6, "max_gradient_norm": 0.5, "epsilon": 1e-12})
     for name in dict.fromkeys(("pt", backend)):
         options = {"settings": settings, "backend": name, "device": "cpu"}
         distill(tiny("masked-lm"), tmp_path / f"{name}-lm", corpus, teacher=tiny("masked-lm", n_layers=3), **options)

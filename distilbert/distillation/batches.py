@@ -92,6 +92,11 @@ class LengthGroupedBatches:
             yield members[first:last]
 
 
+def padded_length(longest: int, buckets: Sequence[int]) -> int:
+    """The first of ``buckets``, which rise, that is long enough; without any a multiple of 8."""
+    return next((bucket for bucket in buckets if bucket >= longest), -(-longest // LENGTH_STEP) * LENGTH_STEP)
+
+
 def collate(
     sequences: Sequence[np.ndarray], pad_token_id: int, pad_to_multiple_of: int = LENGTH_STEP
 ) -> dict[str, np.ndarray]:

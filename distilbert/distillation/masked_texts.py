@@ -8,13 +8,12 @@ import numpy as np
 
 from distilbert.core.errors import InputError
 from distilbert.core.tokenizer import SPECIAL, DistilBertTokenizer
-from distilbert.distillation.batches import collate
+from distilbert.distillation.batches import collate, padded_length
 from distilbert.distillation.corpus import Corpus, fingerprint
 from distilbert.distillation.masking import IGNORED, mask_tokens, token_weights
 from distilbert.distillation.recipe import Recipe
 
 NO_PLACE = -1  # fills up ``positions``
-PLACES_STEP = 8  # what numbers of places are rounded up to, so that they have few values
 
 
 class MaskedTexts:
@@ -31,6 +30,9 @@ class MaskedTexts:
         pad_token_id: fills up ``input_ids``.
         mask_token_id: stands for hidden tokens.
         recipe: how many are hidden, and how; and where words are scored.
+
+    Attributes:
+        buckets: the lengths that batches are padded to.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class MaskedTexts:
         recipe: Recipe,
     ) -> None:
         self.sequences, self.lengths, self.recipe = sequences, lengths, recipe
+        self.buckets: Sequence[int] = ()
         self.weights = token_weights(counts, special_ids, recipe.smoothing)
         self.pad_token_id, self.mask_token_id = pad_token_id, mask_token_id
 
@@ -77,7 +80,8 @@ class MaskedTexts:
 
     def batch(self, indices: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """The sequences of these numbers, with other tokens hidden each time."""
-        batch = collate([self.sequences[index] for index in indices], self.pad_token_id)
+        width = padded_length(int(self.lengths[indices].max()), self.buckets)
+        batch = collate([self.sequences[index] for index in indices], self.pad_token_id, width)
         recipe = self.recipe
         hidden, labels = mask_tokens(
             batch["input_ids"],
@@ -89,8 +93,9 @@ class MaskedTexts:
             random_share=recipe.random_share,
         )
         is_scored = labels != IGNORED if recipe.masked_only else batch["attention_mask"] != 0
-        count = -(-int(is_scored.sum(1).max(initial=1)) // PLACES_STEP) * PLACES_STEP
-        places = np.argsort(~is_scored, axis=1, kind="stable")[:, : min(count, is_scored.shape[1])]
+        most = int(is_scored.sum(1).max(initial=1))
+        count = next(-(-width // share) for share in (4, 2, 1) if most * share <= width)  # few shapes for each length
+        places = np.argsort(~is_scored, axis=1, kind="stable")[:, :count]
         is_place = np.take_along_axis(is_scored, places, 1)
         return {
             "input_ids": hidden,
@@ -99,10 +104,10 @@ class MaskedTexts:
             "labels": np.where(is_place, np.take_along_axis(labels, places, 1), IGNORED),
         }
 
-    def terms(self, batch: dict[str, np.ndarray]) -> dict[str, int]:
-        """Words are scored at ``places``, of which some are ``masked``; hidden states compared at all ``tokens``."""
+    def terms(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Of each row: words are scored at ``places``, of which some are ``masked``; states compared at ``tokens``."""
         return {
-            "places": int((batch["positions"] != NO_PLACE).sum()),
-            "masked": int((batch["labels"] != IGNORED).sum()),
-            "tokens": int(batch["attention_mask"].sum()),
+            "places": (batch["positions"] != NO_PLACE).sum(1),
+            "masked": (batch["labels"] != IGNORED).sum(1),
+            "tokens": batch["attention_mask"].sum(1),
         }

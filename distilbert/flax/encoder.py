@@ -131,6 +131,7 @@ class Encoder(PreTrainedModel):
     """Embeddings, layers, and for a family that has one a pooler. ``family`` says whose rows they are made from."""
 
     head = "base"
+    is_gradient_checkpointing = False  # whether training computes layers twice, and keeps only what goes into them
 
     def __init__(self, config: Config, *arguments: Any, is_pooled: bool = False, **options: Any) -> None:
         self.head = self.family.encoder(is_pooled)
@@ -181,7 +182,8 @@ class Encoder(PreTrainedModel):
         for number, layer_head_mask in enumerate(head_masks):
             layer = find(self, self.family.layer_path.format(number))
             only_first = first_token_only and number == last
-            hidden_BLD, probability_BHQL = layer(hidden_BLD, visible, layer_head_mask, rngs, only_first)
+            run = nnx.remat(Layer.__call__, static_argnums=5) if self.is_gradient_checkpointing else Layer.__call__
+            hidden_BLD, probability_BHQL = run(layer, hidden_BLD, visible, layer_head_mask, rngs, only_first)
             if output_hidden_states:
                 hidden_states += (hidden_BLD,)
             if output_attentions:

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from distilbert.core.errors import CheckpointError, InputError
+from distilbert.core.errors import CheckpointError, ConfigError, InputError
 from distilbert.core.spec import is_decayed
 from distilbert.distillation.recipe import TEACHER, Recipe, TaskRecipe
 from distilbert.pt import losses
@@ -123,7 +123,8 @@ class Trainer:
 
     Raises:
         CheckpointError: the checkpoint is absent, damaged, or does not fit the config.
-        InputError: a role to freeze that is none, or a teacher that does not fit.
+        ConfigError: settings of another framework.
+        InputError: a role to freeze that the model has not.
     """
 
     def __init__(
@@ -137,6 +138,8 @@ class Trainer:
         device: str | None = "auto",
         **overrides: Any,
     ) -> None:
+        if settings.model_parallel > 1:
+            raise ConfigError("model_parallel is for Flax; PyTorch splits a model with sharded")
         self.settings = settings
         self.rank, self.world_size = join_processes(device)
         self.parts = self.world_size * settings.accumulation
@@ -150,6 +153,8 @@ class Trainer:
         )
         if settings.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
+        limit = self.model.config.max_position_embeddings
+        self.buckets = (*range(8, limit, 8), limit)
         self.freeze(settings.freeze)
         if isinstance(recipe, TaskRecipe):
             self.objective: nn.Module = Finetuning(self.model, recipe)

@@ -16,7 +16,7 @@ from tokenizers import Encoding
 from distilbert.core.config import Config
 from distilbert.core.errors import InputError
 from distilbert.core.spec import family_of
-from distilbert.distillation.batches import LENGTH_STEP
+from distilbert.distillation.batches import padded_length
 from distilbert.distillation.masking import IGNORED
 from distilbert.distillation.recipe import TEACHER
 from distilbert.evaluation import data
@@ -42,17 +42,21 @@ class Examples:
         rows: arrays by name, without the B.
         pad_token_id: fills up ``input_ids``.
         per_token: the names of what has an axis of tokens, before all others, besides ``input_ids`` and the like.
+
+    Attributes:
+        buckets: the lengths that batches are padded to.
     """
 
     def __init__(self, rows: Sequence[Row], pad_token_id: int, per_token: Sequence[str]) -> None:
         self.rows, self.per_token = rows, per_token
+        self.buckets: Sequence[int] = ()
         self.fillers = {"input_ids": pad_token_id, "labels": IGNORED}
         self.lengths = np.array([row["input_ids"].shape[-1] for row in rows])
 
     def batch(self, indices: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """The rows of these numbers, padded; nothing about them is random."""
         rows = [self.rows[index] for index in indices]
-        width = -(-int(self.lengths[indices].max()) // LENGTH_STEP) * LENGTH_STEP
+        width = padded_length(int(self.lengths[indices].max()), self.buckets)
         return {name: np.stack([self.padded(row, name, width) for row in rows]) for name in rows[0]}
 
     def padded(self, row: Row, name: str, width: int) -> np.ndarray:
@@ -65,13 +69,14 @@ class Examples:
         filler = UNLIKELY if name.endswith("_logits") else self.fillers.get(name, 0)
         return np.pad(value, missing, constant_values=filler)
 
-    def terms(self, batch: dict[str, np.ndarray]) -> dict[str, int]:
-        """How many labels count (``hard``), and how many answers of a teacher (``soft``)."""
-        labels = batch.get("labels")
-        hard = len(batch["input_ids"])
+    def terms(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """How many labels of each row count (``hard``), and how many answers of a teacher (``soft``)."""
+        rows = len(batch["input_ids"])
+        labels, mask = batch.get("labels"), batch.get("soft_mask")
+        hard = np.ones(rows, np.int64)
         if labels is not None and labels.dtype.kind == "i":
-            hard = int((labels != IGNORED).sum())
-        return {"hard": hard, "soft": int(batch["soft_mask"].sum()) if "soft_mask" in batch else hard}
+            hard = (labels != IGNORED).reshape(rows, -1).sum(1)
+        return {"hard": hard, "soft": hard if mask is None else mask.reshape(rows, -1).sum(1)}
 
 
 class TextClassification:

@@ -10,7 +10,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -19,7 +19,7 @@ from distilbert.core.errors import CheckpointError, DistilBertError, InputError
 from distilbert.core.files import flush
 from distilbert.training.log import EVALUATED, TRAINED, Log
 from distilbert.training.settings import Settings
-from distilbert.training.steps import Step, Steps
+from distilbert.training.steps import Part, Step, Steps
 
 FOLDER = "training"
 RUN_FILE = "run.json"
@@ -32,11 +32,19 @@ SHOWN_INDICES = 8
 class Trainer(Protocol):
     """What a backend's ``training.py`` contributes."""
 
+    model: Any
     parts: int  # that each step's batch is split into
+    buckets: Sequence[int]  # the lengths that batches are padded to
     is_primary: bool  # the one of several processes that writes
 
     def train(self, run: Run) -> None:
         """Take the run's steps, and tell it after each."""
+
+    def evaluate(self, parts: Sequence[Part]) -> dict[str, float]:
+        """The losses of a whole batch, without training on it."""
+
+    def inference(self) -> Any:
+        """The model as it is now, for pipelines."""
 
     def save_state(self, folder: Path) -> None:
         """Write the parameters and the optimiser's state. All processes call this, and the primary one writes."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -17,6 +17,8 @@ Batch = dict[str, np.ndarray]
 class Source(Protocol):
     """Where batches come from."""
 
+    buckets: Sequence[int]  # the lengths that they are padded to
+
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each sequence (N,)."""
@@ -24,19 +26,24 @@ class Source(Protocol):
     def batch(self, indices: np.ndarray, rng: np.random.Generator) -> Batch:
         """The sequences of these numbers as arrays with a leading B; ``rng`` decides what is random about them."""
 
-    def terms(self, batch: Batch) -> dict[str, int]:
-        """For each mean that the losses take over a batch, of how many terms."""
+    def terms(self, batch: Batch) -> dict[str, np.ndarray]:
+        """For each mean that the losses take over a batch, how many terms each row has in it (B,)."""
 
 
 class Part(NamedTuple):
     """Rows of a step's batch that are computed at once.
 
-    Losses are means over a part. Weighed with its shares of all that the means of the whole batch are taken over, they
-    add up to those, however many parts and devices there are.
+    Losses are means over the rows at hand. Weighed with the share that these rows have of all terms of the whole
+    batch's mean, they add up to that, however many parts and devices there are.
     """
 
     arrays: Batch
-    shares: dict[str, float]
+    row_shares: dict[str, np.ndarray]  # (B,)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Those of all rows together."""
+        return {name: float(rows.sum()) for name, rows in self.row_shares.items()}
 
 
 class Step(NamedTuple):
@@ -45,6 +52,7 @@ class Step(NamedTuple):
     number: int  # from 0
     epoch: int
     indices: np.ndarray  # of the sequences
+    terms: dict[str, int]  # that the means over the whole batch have
     parts: list[Part]
 
     @property
@@ -60,13 +68,15 @@ class Steps:
         source: where batches come from.
         settings: which sizes they have, how many steps there are, and the seed.
         parts: into how many parts each batch is split.
+        buckets: the lengths that it is padded to.
 
     Raises:
         ConfigError: batches smaller than the number of parts.
     """
 
-    def __init__(self, source: Source, settings: Settings, parts: int) -> None:
+    def __init__(self, source: Source, settings: Settings, parts: int, buckets: Sequence[int] = ()) -> None:
         self.source, self.seed, self.parts = source, settings.seed, parts
+        source.buckets = buckets
         for name in ("batch_size", "max_tokens"):
             size = getattr(settings, name)
             if size is not None and size < parts:
@@ -92,17 +102,19 @@ class Steps:
     def step(self, number: int, epoch: int, indices: np.ndarray) -> Step:
         """One step. What is random about it follows from the seed and its number."""
         batch = self.source.batch(indices, np.random.default_rng([self.seed, number]))
-        return Step(number, epoch, indices, split(batch, self.parts, self.source))
+        terms = self.source.terms(batch)
+        totals = {name: int(rows.sum()) for name, rows in terms.items()}
+        return Step(number, epoch, indices, totals, split(batch, terms, self.parts))
 
 
-def split(batch: Batch, count: int, source: Source) -> list[Part]:
+def split(batch: Batch, terms: dict[str, np.ndarray], count: int) -> list[Part]:
     """A batch as parts of about as many rows; where it has fewer rows than that, some are copies without a share."""
-    whole = source.terms(batch)
+    shares = {name: rows / max(1, rows.sum()) for name, rows in terms.items()}
     rows = len(batch["attention_mask"])
     parts = []
     for number in range(count):
         first, last = (rows * edge // count for edge in (number, number + 1))
-        arrays = {name: array[first : max(last, first + 1)] for name, array in batch.items()}
-        terms = source.terms(arrays) if first < last else dict.fromkeys(whole, 0)
-        parts.append(Part(arrays, {name: value / max(1, whole[name]) for name, value in terms.items()}))
+        taken = slice(first, max(last, first + 1))
+        arrays = {name: array[taken] for name, array in batch.items()}
+        parts.append(Part(arrays, {name: share[taken] * (last > first) for name, share in shares.items()}))
     return parts

@@ -215,10 +215,9 @@ def _train_masked_lm(
         """Always of the same hidden tokens, as the seed is."""
         totals: Counter[str] = Counter()
         terms: Counter[str] = Counter()
-        for step in Steps(cast("Source", dev), HELD_OUT, trainer.parts).starting(0):
-            counts = {name: sum(cast("Source", dev).terms(part.arrays)[name] for part in step.parts) for name in TERMS}
+        for step in Steps(cast("Source", dev), HELD_OUT, trainer.parts, trainer.buckets).starting(0):
             for name, value in trainer.evaluate(step.parts).items():
-                count = counts[TERM_OF.get(name, "tokens")]
+                count = step.terms[TERM_OF.get(name, "tokens")]
                 totals[name] += value * count
                 terms[name] += count
         metrics = {name: total / terms[name] for name, total in totals.items()}
@@ -230,7 +229,6 @@ def _train_masked_lm(
 
 # What each loss is a mean over; the others over tokens.
 TERM_OF = {"masked_lm": "masked", "distillation": "places"}
-TERMS = ("masked", "places", "tokens")
 
 
 def _run(
@@ -244,7 +242,7 @@ def _run(
     progress: Show | None,
     overwrite: bool,
 ) -> Position:
-    steps = Steps(source, settings, trainer.parts)
+    steps = Steps(source, settings, trainer.parts, trainer.buckets)
     run = Run(*(folder, trainer, steps, settings, identity), evaluate=measure, progress=progress, overwrite=overwrite)
     position = run()
     if trainer.is_primary:
