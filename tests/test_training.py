@@ -263,12 +263,29 @@ def test_accumulation_changes_nothing(backend, tiny, corpus, tmp_path):
         np.testing.assert_allclose(curve(tmp_path / "1", name), curve(tmp_path / "2", name), rtol=1e-5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "tf"])
 def test_checkpointing_of_gradients_changes_nothing(backend, tiny, corpus, tmp_path):
     for on in (False, True):
         settings = Settings(**QUICK | {"max_steps": 2}, gradient_checkpointing=on)
         distill(tiny("masked-lm"), tmp_path / str(on), corpus, settings=settings, backend=backend, device="cpu")
     np.testing.assert_allclose(curve(tmp_path / "True"), curve(tmp_path / "False"), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("backend", "fields", "message"),
+    [
+        ("pt", {"model_parallel": 2}, "model_parallel is for Flax"),
+        ("tf", {"sharded": True}, "sharded is for PyTorch"),
+        ("tf", {"model_parallel": 2}, "model_parallel is for Flax"),
+        ("tf", {"gradient_checkpointing": True}, "Keras cannot compute our layers twice"),
+        ("flax", {"sharded": True}, "sharded is for PyTorch"),
+        ("flax", {"model_parallel": 3}, "expected a divisor of the 1 devices"),
+    ],
+)
+def test_settings_of_other_frameworks(backend, fields, message, tiny, corpus, tmp_path):
+    settings = Settings(**QUICK, **fields)
+    with pytest.raises(ConfigError, match=message):
+        distill(tiny("masked-lm"), tmp_path / "out", corpus, settings=settings, backend=backend, device="cpu")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -472,6 +489,45 @@ def test_two_processes_are_one_with_the_same_batch(sharded, tiny, corpus, tmp_pa
     for name in ("loss", "distillation", "gradient_norm"):
         np.testing.assert_allclose(curve(tmp_path / "two", name), curve(tmp_path / "one", name), rtol=2e-5)
     dev = [[r["perplexity"] for r in read(tmp_path / n / FOLDER) if r["kind"] == "dev"] for n in ("one", "two")]
+    np.testing.assert_allclose(dev[0], dev[1], rtol=1e-4)
+
+
+DEVICES = {
+    "flax": """
+import os
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+""",
+    "tf": """
+import tensorflow as tf
+cpus = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(cpus[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+""",
+}
+ON_DEVICES = """
+import sys
+from distilbert.training import Settings, distill
+backend, student, teacher, corpus = sys.argv[1:]
+settings = Settings(batch_size=4, max_steps=12, learning_rate=1e-3, log_every=1, save_every=8, evaluate_every=12,
+                    max_gradient_norm=0.5, accumulation=1 if backend == "flax" else 2,
+                    model_parallel=2 if backend == "flax" else 1)
+options = {"settings": settings, "backend": backend, "device": "cpu"}
+distill(student, "several", corpus, teacher=teacher, dev=corpus, **options)
+"""
+
+
+@pytest.mark.parametrize("backend", DEVICES)
+def test_several_devices_are_one_with_the_same_batch(backend, tiny, corpus, tmp_path):
+    student, teacher = tiny("masked-lm"), tiny("masked-lm", n_layers=2)
+    (tmp_path / "script.py").write_text(DEVICES[backend] + ON_DEVICES)
+    arguments = [sys.executable, "script.py", backend, student, teacher, corpus]
+    done = subprocess.run(list(map(str, arguments)), capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    settings = Settings(**QUICK | {"max_steps": 12, "evaluate_every": 12, "max_gradient_norm": 0.5})
+    options = {"settings": settings, "backend": backend, "device": "cpu"}
+    distill(student, tmp_path / "one", corpus, teacher=teacher, dev=corpus, **options)
+    for name in ("loss", "gradient_norm"):
+        np.testing.assert_allclose(curve(tmp_path / "several", name), curve(tmp_path / "one", name), rtol=5e-5)
+    dev = [[r["perplexity"] for r in read(tmp_path / n / FOLDER) if r["kind"] == "dev"] for n in ("several", "one")]
     np.testing.assert_allclose(dev[0], dev[1], rtol=1e-4)
 
 

@@ -233,7 +233,7 @@ class Trainer:
         """What an update makes of the parameters and the optimiser's state; and the norm of the gradients."""
         updates, state = self.optimizer.update(gradients, state, params)
         params = jax.tree.map(lambda value, update: value - rate * update, params, updates)
-        return params, state, optax.global_norm(gradients)
+        return params, state, optax.tree.norm(gradients)
 
     def spread(self, part: Part) -> Arrays:
         """The arrays of a part, over the devices; rows are added until each has as many."""

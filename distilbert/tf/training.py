@@ -228,9 +228,13 @@ class Trainer:
         device: str | None = "auto",
         **overrides: Any,
     ) -> None:
-        for name, owner in (("sharded", "PyTorch"), ("model_parallel", "Flax")):
-            if getattr(settings, name) not in (False, 1):
-                raise ConfigError(f"{name} is for {owner}; Keras keeps the whole model on each device")
+        others = {"sharded is for PyTorch": settings.sharded, "model_parallel is for Flax": settings.model_parallel > 1}
+        for message, is_set in others.items():
+            if is_set:
+                raise ConfigError(f"{message}; Keras keeps the whole model on each device")
+        if settings.gradient_checkpointing:
+            # RematScope fails in graphs (a custom gradient takes no keywords there), and would draw dropout anew.
+            raise ConfigError("gradient_checkpointing: Keras cannot compute our layers twice; use accumulation instead")
         if settings.accumulation > 1 and not IS_ON_TENSORFLOW:
             raise ConfigError(f"accumulation needs TensorFlow below Keras, which runs on {keras.backend.backend()}")
         self.settings = settings
@@ -239,10 +243,8 @@ class Trainer:
         keras.utils.set_random_seed(settings.seed)  # of a new head, and of dropout
         policy = "mixed_bfloat16" if settings.dtype == "bfloat16" else "float32"
         with self.placing():
-            with self.remembering(settings.gradient_checkpointing):
-                self.model: PreTrainedModel = load(
-                    head, name_or_path, dtype=policy, ignore_mismatched_sizes=True, **overrides
-                )
+            options: dict[str, Any] = {"dtype": policy, "ignore_mismatched_sizes": True}
+            self.model: PreTrainedModel = load(head, name_or_path, **options, **overrides)
             limit = self.model.config.max_position_embeddings
             self.buckets = (*range(8, limit, 8), limit)
             self.freeze(settings.freeze)
@@ -261,11 +263,6 @@ class Trainer:
     def placing(self) -> AbstractContextManager[Any]:
         """Where variables are made, and computed with."""
         return keras.device(self.device) if self.strategy is None else self.strategy.scope()
-
-    def remembering(self, is_sparing: bool) -> AbstractContextManager[Any]:
-        """Whether what is inside of layers is kept until the gradients need it, or computed again."""
-        layers = [f"layer_{number}" for number in range(1000)] if is_sparing else []
-        return keras.RematScope(mode="list_of_layers", layer_names=layers)
 
     def freeze(self, roles: Sequence[str]) -> None:
         """Exclude parameters from training, by their role in the spec.
@@ -339,9 +336,9 @@ class Trainer:
             raise CheckpointError(f"{path}: is no state of this model: {error}".split("\n")[0]) from error
 
     def variables(self) -> Iterator[tuple[str, keras.Variable]]:
-        """All that training changes, each with a name of its own."""
+        """All that training changes, numbered: Keras's own names differ from process to process."""
         for number, variable in enumerate([*self.model.variables, *self.optimizer.variables]):
-            yield f"{number:05d} {variable.path}", variable
+            yield f"{number:05d}", variable
 
 
 def make_strategy(device: str | None, chosen: str) -> Any:
