@@ -5,7 +5,7 @@ B batch, L length, D model, K places in a row where words are scored, V vocabula
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -298,7 +298,10 @@ class Trainer:
         """Take the run's steps, with Keras's ``fit``."""
         if not run.remaining:
             return
-        batches = (batch_of(step.parts[0]) for step in run.steps())
+
+        def batches() -> Iterator[dict[str, np.ndarray]]:  # Keras may look at the first before it begins
+            return (batch_of(step.parts[0]) for step in run.steps())
+
         options: dict[str, Any] = {"steps_per_epoch": run.remaining, "shuffle": False, "verbose": 0}
         with self.placing():
             self.objective.fit(dataset(batches), callbacks=[Reporting(run, self.settings)], **options)
@@ -356,15 +359,10 @@ def batch_of(part: Part) -> dict[str, np.ndarray]:
     return {**part.arrays, **shares}
 
 
-def dataset(batches: Iterator[dict[str, np.ndarray]]) -> Any:
+def dataset(batches: Callable[[], Iterator[dict[str, np.ndarray]]]) -> Any:
     """Batches as ``fit`` takes them: for TensorFlow a ``tf.data.Dataset``, with one trace for all shapes."""
     if not IS_ON_TENSORFLOW:
-        return ((batch,) for batch in batches)
-    first = next(batches)
-
-    def every() -> Iterator[dict[str, np.ndarray]]:
-        yield first
-        yield from batches
-
+        return ((batch,) for batch in batches())
+    first = next(batches())
     signature = {name: tf.TensorSpec([None] * array.ndim, array.dtype) for name, array in first.items()}
-    return tf.data.Dataset.from_generator(every, output_signature=signature)
+    return tf.data.Dataset.from_generator(batches, output_signature=signature)
