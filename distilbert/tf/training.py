@@ -322,7 +322,7 @@ class Trainer:
 
     def save_state(self, folder: Path) -> None:
         """Write parameters, dropout's seeds and the optimiser's state."""
-        save_file({name: to_array(variable.value) for name, variable in self.variables()}, folder / STATE_FILE)
+        save_file({name: to_array(variable) for name, variable in self.variables()}, folder / STATE_FILE)
 
     def load_state(self, folder: Path) -> None:
         """The reverse of ``save_state``.
