@@ -25,6 +25,7 @@ from distilbert.pipelines import TASKS, Pipeline
 from distilbert.pipelines.batching import Arrays, run_by_length
 from distilbert.pipelines.pipeline import Sample
 
+TOGETHER = 16384  # examples to encode at a time: a tokenizer's encodings take a hundred times the memory of the ids
 UNLIKELY = -1e4  # fills up a teacher's logits of places: none of its probability is there
 
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids")
@@ -41,33 +42,44 @@ class Examples:
     Args:
         rows: arrays by name, without the B.
         pad_token_id: fills up ``input_ids``.
-        per_token: the names of what has an axis of tokens, before all others, besides ``input_ids`` and the like.
+        per_token: the names of what has an axis of tokens, before all others, besides ``input_ids`` and the like, where
+            it is the last.
 
     Attributes:
         buckets: the lengths that batches are padded to.
     """
 
     def __init__(self, rows: Sequence[Row], pad_token_id: int, per_token: Sequence[str]) -> None:
-        self.rows, self.per_token = rows, per_token
         self.buckets: Sequence[int] = ()
+        self.per_token = (*PER_TOKEN, *per_token)
         self.fillers = {"input_ids": pad_token_id, "labels": IGNORED}
         self.lengths = np.array([row["input_ids"].shape[-1] for row in rows])
+        self.starts = np.cumsum(self.lengths) - self.lengths
+        self.columns = {}
+        for name in rows[0]:
+            values = [row[name] for row in rows]
+            # With the axis of tokens first, those of all rows are one array.
+            self.columns[name] = (
+                np.concatenate([value.T for value in values] if name in PER_TOKEN else values)
+                if name in self.per_token
+                else np.stack(values)
+            )
 
     def batch(self, indices: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """The rows of these numbers, padded; nothing about them is random."""
-        rows = [self.rows[index] for index in indices]
         width = padded_length(int(self.lengths[indices].max()), self.buckets)
-        return {name: np.stack([self.padded(row, name, width) for row in rows]) for name in rows[0]}
-
-    def padded(self, row: Row, name: str, width: int) -> np.ndarray:
-        """What a row has under a name, with ``width`` tokens."""
-        value = row[name]
-        axis = value.ndim - 1 if name in PER_TOKEN else 0 if name in self.per_token else None
-        if axis is None:
-            return value
-        missing = [(0, width - size if number == axis else 0) for number, size in enumerate(value.shape)]
-        filler = UNLIKELY if name.endswith("_logits") else self.fillers.get(name, 0)
-        return np.pad(value, missing, constant_values=filler)
+        is_token_BL = np.arange(width) < self.lengths[indices, None]
+        at = (self.starts[indices, None] + np.arange(width))[is_token_BL]
+        batch = {}
+        for name, column in self.columns.items():
+            if name not in self.per_token:
+                batch[name] = column[indices]
+                continue
+            filler = UNLIKELY if name.endswith("_logits") else self.fillers.get(name, 0)
+            padded = np.full((*is_token_BL.shape, *column.shape[1:]), filler, column.dtype)
+            padded[is_token_BL] = column[at]
+            batch[name] = np.moveaxis(padded, 1, -1) if name in PER_TOKEN else padded
+        return batch
 
     def terms(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """How many labels of each row count (``hard``), and how many answers of a teacher (``soft``)."""
@@ -261,17 +273,21 @@ def make_examples(
     Raises:
         InputError: an example that cannot be encoded, or none at all.
     """
-    samples = encode(pipeline, examples)
-    rows = [
-        row
-        for sample, one in zip(samples, examples, strict=True)
-        for row in task.rows(sample, one.truth, pipeline.config)
-    ]
-    if teacher is not None:
-        for row, answer in zip(rows, teach(task, examples, teacher), strict=True):
-            mask = answer.pop("soft_mask")
-            row |= {f"{TEACHER}{name}": value.astype(np.float32) for name, value in answer.items()}
-            row["soft_mask"] = mask
+    rows: list[Row] = []
+    for start in range(0, len(examples), TOGETHER):
+        some = examples[start : start + TOGETHER]
+        samples = encode(pipeline, some)
+        made = [
+            row
+            for sample, one in zip(samples, some, strict=True)
+            for row in task.rows(sample, one.truth, pipeline.config)
+        ]
+        if teacher is not None:
+            for row, answer in zip(made, teach(task, some, teacher), strict=True):
+                mask = answer.pop("soft_mask")
+                row |= {f"{TEACHER}{name}": value.astype(np.float32) for name, value in answer.items()}
+                row["soft_mask"] = mask
+        rows += made
     return Examples(rows, pipeline.config.pad_token_id or 0, task.per_token)
 
 

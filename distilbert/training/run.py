@@ -122,7 +122,7 @@ class Run:
         self.complete = begin(self.model_folder, self.identity, overwrite)
         self.position = Position() if overwrite else self._load()
         self.log: Log | None = None
-        self._pending: list[tuple[Step, Mapping[str, Any]]] = []
+        self._pending: list[tuple[Step, Mapping[str, Any], float]] = []  # with the tokens in a second then
         self._upcoming: dict[int, Step] = {}
 
     def __call__(self) -> Position:
@@ -174,10 +174,15 @@ class Run:
         step = self._upcoming.pop(self.position.step)
         self.position.step += 1
         done, last = self.position.step, self.position.step == len(self.all_steps)
+        self._tokens += step.tokens
+        speed = self._tokens / (time.perf_counter() - self._clock)
+        if done % self.settings.log_every == 0:
+            self._clock, self._tokens = time.perf_counter(), 0
         # Looking at a number waits for the device to compute it: so look at those of the step before.
+        self._pending.append((step, losses, speed))
         self._look(1)
-        self._pending.append((step, losses))
         goes_on = not last
+        started = time.perf_counter()
         if self.evaluate and (done % self.evaluate_every == 0 or last):
             self._look(0)
             goes_on = self._evaluate(step) and goes_on
@@ -186,12 +191,13 @@ class Run:
             self.save()
         if not goes_on:
             self._look(0)
+        self._clock += time.perf_counter() - started
         return goes_on
 
     def _look(self, keep: int) -> None:
         """Look at the losses of all but the last few steps."""
         while len(self._pending) > keep:
-            step, losses = self._pending.pop(0)
+            step, losses, speed = self._pending.pop(0)
             values = {name: float(value) for name, value in losses.items()}
             for name, value in values.items():
                 if not math.isfinite(value):
@@ -201,19 +207,15 @@ class Run:
                         f"step {step.number + 1} (epoch {step.epoch + 1}): {name} is {value}, of a batch of the "
                         f"sequences {shown}{and_more}; lower the learning rate, or look at these sequences"
                     )
-            self._tokens += step.tokens
-            speed = self._tokens / (time.perf_counter() - self._clock)
             self.progress(Progress(step.number + 1, len(self.all_steps), speed, values))
             if self.log and ((step.number + 1) % self.settings.log_every == 0 or step.number == 0):
                 rate = self.settings.rate(step.number, len(self.all_steps))
                 more = {"learning_rate": rate, "tokens_per_second": round(speed)}
                 self.log.add(TRAINED, step.number + 1, {**values, **more}, epoch=step.epoch + 1)
-                self._clock, self._tokens = time.perf_counter(), 0
 
     def _evaluate(self, step: Step) -> bool:
         """Evaluate, and keep the model if it is the best; returns whether to go on."""
         assert self.evaluate is not None
-        started = time.perf_counter()
         found, position = self.evaluate(), self.position
         value = found.metrics[found.decisive]
         if self.log:
@@ -225,7 +227,6 @@ class Run:
             self.trainer.save_model(self.model_folder)
         else:
             position.waited += 1
-        self._clock += time.perf_counter() - started
         return self.settings.patience is None or position.waited < self.settings.patience
 
     def save(self) -> None:

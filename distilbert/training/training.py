@@ -28,8 +28,12 @@ from distilbert.training.run import Evaluation, Position, Progress, Run, Trainer
 from distilbert.training.settings import Settings
 from distilbert.training.steps import Source, Steps
 
-# What decides which model is the best: the first of these that the task measures.
-DECISIVE = ("pearson", "f1", "micro_f1", "accuracy")
+# What decides which model is the best: the first of these that is measured.
+DECISIVE = {
+    "text-classification": ("pearson", "micro_f1", "accuracy"),
+    "token-classification": ("f1", "accuracy"),  # of entities; of words where labels are of none
+    "question-answering": ("f1",),
+}
 HELD_OUT = Settings(batch_size=None, max_tokens=8192, epochs=1, seed=0)  # how held-out text is read
 
 Show = Callable[[Progress], None]
@@ -125,7 +129,7 @@ def finetune(
         if task == "multiple-choice":  # which ``evaluate`` has not
             return _measure_choices(asked, kind.read(str(dev), asked.config, options))
         metrics = evaluate(task, asked, str(dev), **options).metrics
-        return Evaluation(metrics, next(name for name in DECISIVE if name in metrics), is_loss=False)
+        return Evaluation(metrics, next(name for name in DECISIVE[task] if name in metrics), is_loss=False)
 
     return _run(folder, trainer, source, tokenizer, settings, identity, measure if dev else None, progress, overwrite)
 
