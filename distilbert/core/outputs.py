@@ -11,7 +11,7 @@ FIELDS = (
     *("last_hidden_state", "pooler_output", "hidden_states", "attentions"),
 )
 
-OF_TEXTS = ("pooler_output", "seq_relationship_logits")
+OF_TEXTS = ("pooler_output", "seq_relationship_logits", "loss")
 HEADS_OF_TEXTS = ("sequence-classification", "multiple-choice", "next-sentence")
 
 

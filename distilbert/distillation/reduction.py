@@ -1,8 +1,8 @@
 """A trained DistilBERT made smaller in every direction: a student to begin with, which has to be trained on.
 
 What is kept of the hidden states are the directions in which they vary most over some texts; of the layers some,
-evenly spread; of each layer's heads the first ones, and of its neurons those with the largest weights; of the vocabulary
-what the texts need most. Which axis of a parameter is which of these, the table in ``core/spec.py`` says.
+evenly spread; of each layer's heads the first ones, and of its neurons those with the largest weights; of the
+vocabulary what the texts need most. Which axis of a parameter is which of these, the table in ``core/spec.py`` says.
 """
 
 from __future__ import annotations

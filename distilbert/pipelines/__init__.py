@@ -36,6 +36,8 @@ TASKS: dict[str, type[Pipeline]] = {
         ZeroShotClassificationPipeline,
     )
 }
+# The models that come with the library.
+DEFAULTS = {"text-classification": Path(__file__).parents[1] / "default"}
 ALIASES = {"ner": "token-classification", "sentiment-analysis": "text-classification"}
 
 
@@ -58,7 +60,8 @@ def pipeline(
 
     Args:
         task: one of ``TASKS``, or ``"ner"`` or ``"sentiment-analysis"``; or a class of one's own.
-        model: a folder, or a Hub id; or a model of any of the frameworks, which stays where and as it is.
+        model: a folder, or a Hub id; or a model of any of the frameworks, which stays where and as it is. By default,
+            for text classification, a small one that comes with the library and tells praise from blame.
         tokenizer: the model's, or where it is; by default where the model is.
         backend: ``"pt"``, ``"tf"`` or ``"flax"``; ``"auto"`` takes the first that is installed.
         dtype: ``"float32"`` (the default), ``"bfloat16"``, ``"float16"``, or ``"auto"``: as stored.
@@ -78,8 +81,9 @@ def pipeline(
     cls = TASKS.get(ALIASES.get(task, task)) if isinstance(task, str) else task
     if not (isinstance(cls, type) and issubclass(cls, Pipeline)):
         raise InputError(f"task is {task!r}, expected one of {', '.join((*TASKS, *ALIASES))}")
-    if model is None:
+    if model is None and cls.task not in DEFAULTS:
         raise InputError(f"no model comes with the library for {cls.task}; pass model=, a folder or a Hub id")
+    model = DEFAULTS[cls.task] if model is None else model
     cls.change_options(cls.options_class(), options)  # a wrong one is reported before a framework is loaded
     is_loaded = not isinstance(model, (str, Path))
     package = _package_of(model, cls.head) if is_loaded else choose_backend(backend)
