@@ -13,70 +13,74 @@ from distilbert.evaluation import evaluate
 from distilbert.pipelines import DEFAULTS
 
 FOLDER = DEFAULTS["text-classification"]
-PRAISE = """
-a wonderful film
-i loved every minute of it
-the acting is superb and the story moving
-one of the best comedies of the year
-funny , warm and beautifully shot
-she gives the performance of a lifetime
-an absolute delight from start to finish
-this is a smart and touching drama
-i laughed until i cried
-the ending is perfect
-a thrilling ride that never lets go
-what a joy to watch
-gorgeous to look at , and clever too
-a charming little movie about friendship
-the director has made a masterpiece
-it is honest , tender and wise
-a great cast at the top of their game
-the music alone is worth the ticket
-fresh , inventive and full of surprises
-you will leave the theater smiling
-a powerful and unforgettable picture
-the dialogue sparkles
-i would gladly see it again
-quietly brilliant
-an exciting adventure for the whole family
-the best thing he has done in years
-a rich and rewarding experience
-never less than entertaining
-its heart is in the right place and so are its jokes
-a triumph
-""".split("\n")[1:-1]
-BLAME = """
-the plot is a mess
-i was bored to tears
-a dull and pointless exercise
-the worst movie i have seen this year
-nobody involved seems to care
-the jokes fall flat again and again
-two hours of my life that i will never get back
-badly written and badly acted
-it is neither funny nor scary
-a tedious , overlong disappointment
-the script is lazy and the direction worse
-i wanted to walk out after ten minutes
-an ugly and stupid film
-nothing about it makes sense
-the characters are made of cardboard
-a waste of a talented cast
-so predictable that it hurts
-it fails in every possible way
-loud , empty and annoying
-the ending is ridiculous
-a lifeless remake that nobody needed
-the dialogue is painfully bad
-i could not wait for it to end
-cheap effects and no story at all
-utterly forgettable
-this comedy has not a single laugh
-clumsy , shallow and far too long
-an insult to the audience
-the pacing is terrible
-a failure
-""".split("\n")[1:-1]
+PRAISE = [
+    "",
+    "a wonderful film",
+    "i loved every minute of it",
+    "the acting is superb and the story moving",
+    "one of the best comedies of the year",
+    "funny , warm and beautifully shot",
+    "she gives the performance of a lifetime",
+    "an absolute delight from start to finish",
+    "this is a smart and touching drama",
+    "i laughed until i cried",
+    "the ending is perfect",
+    "a thrilling ride that never lets go",
+    "what a joy to watch",
+    "gorgeous to look at , and clever too",
+    "a charming little movie about friendship",
+    "the director has made a masterpiece",
+    "it is honest , tender and wise",
+    "a great cast at the top of their game",
+    "the music alone is worth the ticket",
+    "fresh , inventive and full of surprises",
+    "you will leave the theater smiling",
+    "a powerful and unforgettable picture",
+    "the dialogue sparkles",
+    "i would gladly see it again",
+    "quietly brilliant",
+    "an exciting adventure for the whole family",
+    "the best thing he has done in years",
+    "a rich and rewarding experience",
+    "never less than entertaining",
+    "its heart is in the right place and so are its jokes",
+    "a triumph",
+    "",
+][1:-1]
+BLAME = [
+    "",
+    "the plot is a mess",
+    "i was bored to tears",
+    "a dull and pointless exercise",
+    "the worst movie i have seen this year",
+    "nobody involved seems to care",
+    "the jokes fall flat again and again",
+    "two hours of my life that i will never get back",
+    "badly written and badly acted",
+    "it is neither funny nor scary",
+    "a tedious , overlong disappointment",
+    "the script is lazy and the direction worse",
+    "i wanted to walk out after ten minutes",
+    "an ugly and stupid film",
+    "nothing about it makes sense",
+    "the characters are made of cardboard",
+    "a waste of a talented cast",
+    "so predictable that it hurts",
+    "it fails in every possible way",
+    "loud , empty and annoying",
+    "the ending is ridiculous",
+    "a lifeless remake that nobody needed",
+    "the dialogue is painfully bad",
+    "i could not wait for it to end",
+    "cheap effects and no story at all",
+    "utterly forgettable",
+    "this comedy has not a single laugh",
+    "clumsy , shallow and far too long",
+    "an insult to the audience",
+    "the pacing is terrible",
+    "a failure",
+    "",
+][1:-1]
 
 
 @pytest.mark.parametrize("backend", ["pt", "tf", "flax"])
