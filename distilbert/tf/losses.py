@@ -40,7 +40,8 @@ def classification_loss(
         loss_BC = ops.square(logits_BC - labels_BC)
     else:
         loss_BC = ops.binary_crossentropy(labels_BC, logits_BC, from_logits=True)
-    return ops.mean(weigh(loss_BC, sample_weight))
+    # Of several devices, one may have no row of a batch.
+    return ops.sum(weigh(loss_BC, sample_weight)) / ops.maximum(ops.cast(ops.size(loss_BC), "float32"), 1.0)
 
 
 def token_loss(logits: Tensor, labels: Tensor, sample_weight: Tensor | None = None) -> Tensor:

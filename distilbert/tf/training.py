@@ -51,11 +51,14 @@ class Objective(keras.Model):
     """
 
     def __init__(self, student: PreTrainedModel, accumulation: int, max_gradient_norm: float) -> None:
-        super().__init__(name="objective", dtype=student.dtype_policy)
+        # In the student's policy Keras would round shares, labels and a teacher's logits to bfloat16.
+        super().__init__(name="objective", dtype="float32")
         self.student = student
         self.accumulation, self.max_gradient_norm = accumulation, max_gradient_norm
 
-    def compute_loss(self, x: Any = None, y: Any = None, y_pred: Any = None, **others: Any) -> Tensor:
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Tensor:
         """The sum that the call has computed."""
         return y_pred["loss"]
 
@@ -161,16 +164,18 @@ class Finetuning(Objective):
         taught = {name.removeprefix(TEACHER): value for name, value in arrays.items() if name.startswith(TEACHER)}
         inputs = {name: value for name, value in arrays.items() if not name.startswith((TEACHER, SHARE))}
         mask = inputs.pop("soft_mask", None)
+        labels = {name: inputs.pop(name) for name in self.student.label_names}
         output = self.student(**inputs, training=training, return_dict=True)
+        loss = self.student.own_loss(output, **labels)
         if mask is None:
-            return {"loss": shares["hard"] * output.loss}
-        hard = shares["hard"] / ops.maximum(shares["soft"], TINY) * output.loss
+            return {"loss": shares["hard"] * loss}
+        hard = shares["hard"] / ops.maximum(shares["soft"], TINY) * loss
         logits = [output[name] for name in taught]
         recipe = self.recipe
         mixed = losses.task_distillation_loss(
             logits, list(taught.values()), mask, hard, recipe.temperature, recipe.alpha
         )
-        return {"loss": shares["soft"] * mixed, "hard": shares["hard"] * output.loss}
+        return {"loss": shares["soft"] * mixed, "hard": shares["hard"] * loss}
 
 
 class Reporting(keras.callbacks.Callback):
@@ -189,8 +194,9 @@ class Reporting(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """See the class."""
+        model = self.model  # on JAX this gives it the values that the step computed
         if not self.run.after_step(logs):
-            self.model.stop_training = True
+            model.stop_training = True
 
 
 class Trainer:
@@ -248,17 +254,17 @@ class Trainer:
             limit = self.model.config.max_position_embeddings
             self.buckets = (*range(8, limit, 8), limit)
             self.freeze(settings.freeze)
-            options = {"accumulation": settings.accumulation, "max_gradient_norm": settings.max_gradient_norm}
-            if isinstance(recipe, TaskRecipe):
-                self.objective: Objective = Finetuning(self.model, recipe, **options)
-            else:
-                taught = None if teacher is None else load("masked-lm", teacher, dtype=policy)
-                self.objective = TokenDistillation(self.model, recipe, taught, **options)
+            taught = None if teacher is None else load("masked-lm", teacher, dtype=policy)
             self.optimizer = self.make_optimizer()
-            self.objective.compile(self.optimizer, jit_compile=not IS_ON_TENSORFLOW)
-            self.measure: Any = (
-                tf.function(self.objective, reduce_retracing=True) if IS_ON_TENSORFLOW else self.objective
-            )
+        # Outside: of a model made within the strategy, ``fit`` first takes the mean of the devices' batches, which fails
+        # where they have different numbers of rows.
+        options = {"accumulation": settings.accumulation, "max_gradient_norm": settings.max_gradient_norm}
+        if isinstance(recipe, TaskRecipe):
+            self.objective: Objective = Finetuning(self.model, recipe, **options)
+        else:
+            self.objective = TokenDistillation(self.model, recipe, taught, **options)
+        self.objective.compile(self.optimizer, jit_compile=not IS_ON_TENSORFLOW)
+        self.measure: Any = tf.function(self.objective, reduce_retracing=True) if IS_ON_TENSORFLOW else self.objective
 
     def placing(self) -> AbstractContextManager[Any]:
         """Where variables are made, and computed with."""
