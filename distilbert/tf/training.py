@@ -256,8 +256,8 @@ class Trainer:
             self.freeze(settings.freeze)
             taught = None if teacher is None else load("masked-lm", teacher, dtype=policy)
             self.optimizer = self.make_optimizer()
-        # Outside: of a model made within the strategy, ``fit`` first takes the mean of the devices' batches, which fails
-        # where they have different numbers of rows.
+        # Outside: of a model made within the strategy, ``fit`` first takes the mean of the devices' batches, which
+        # fails where they have different numbers of rows.
         options = {"accumulation": settings.accumulation, "max_gradient_norm": settings.max_gradient_norm}
         if isinstance(recipe, TaskRecipe):
             self.objective: Objective = Finetuning(self.model, recipe, **options)
