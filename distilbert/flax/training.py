@@ -114,8 +114,8 @@ class Trainer:
     """A model, and what changes it.
 
     All devices of a kind make a mesh: each has a share of every batch, and of the parameters as ``core/spec.py`` splits
-    them where ``settings.model_parallel`` says so. The losses are those of one device. Several hosts join by JAX's
-    environment variables (``JAX_COORDINATOR_ADDRESS``, …).
+    them where ``settings.model_parallel`` says so. The losses are those of one device. Several hosts join where
+    ``JAX_COORDINATOR_ADDRESS`` is set (see ``join_processes``).
 
     Args:
         head: the spec's name for what to train.
@@ -128,7 +128,7 @@ class Trainer:
 
     Raises:
         CheckpointError: the checkpoint is absent, damaged, or does not fit the config.
-        ConfigError: settings of another framework, or devices that cannot be shared out so.
+        ConfigError: settings of another framework, or devices or processes that cannot be shared out so.
         InputError: a role to freeze that the model has not.
     """
 
@@ -150,31 +150,33 @@ class Trainer:
         join_processes()
         self.is_primary = jax.process_index() == 0
         self.mesh = make_mesh(device, settings.model_parallel)
-        self.model: PreTrainedModel = load(
-            *(head, name_or_path),
-            dtype=settings.dtype,
-            seed=settings.seed,
-            ignore_mismatched_sizes=True,
-            **overrides,
-        )
+        self.model, params = self.load(head, name_or_path, ignore_mismatched_sizes=True, **overrides)
         limit = self.model.config.max_position_embeddings
         self.buckets = (*(length for length in LENGTHS if length < limit), limit)
         self.model.base_model.is_gradient_checkpointing = settings.gradient_checkpointing
-        self.params: Params = jax.device_put(self.model.params, self.model.shardings(self.mesh))
         self.is_trained = self.freeze(settings.freeze)
         self.taught: Params = {}
         if isinstance(recipe, TaskRecipe):
             self.objective: Any = Finetuning(self.model, recipe)
         else:
-            model = None if teacher is None else load("masked-lm", teacher, dtype=settings.dtype)
+            model = None
+            if teacher is not None:
+                model, taught = self.load("masked-lm", teacher)
+                self.taught = jax.device_put(taught, model.shardings(self.mesh))
             self.objective = TokenDistillation(self.model, recipe, model)
-            if model is not None:
-                self.taught = jax.device_put(model.params, model.shardings(self.mesh))
         self.optimizer = self.make_optimizer()
-        self.state = jax.jit(self.optimizer.init)(self.params)
-        self.differentiate = jax.jit(self.gradients)
-        self.apply = jax.jit(self.change, donate_argnums=(0, 1))
+        layout, state_layout = self.layout(params)
+        self.params: Params = jax.device_put(params, layout)
+        self.state = jax.jit(self.optimizer.init, out_shardings=state_layout)(self.params)
+        self.differentiate = jax.jit(self.gradients, out_shardings=(layout, None))
+        self.apply = jax.jit(self.change, donate_argnums=(0, 1), out_shardings=(layout, state_layout, None))
         self.measure = jax.jit(self.objective)
+
+    def load(self, head: str, name_or_path: str | Path, **options: Any) -> tuple[PreTrainedModel, Params]:
+        """A model without values, and these beside it, on one of the mesh's devices: from there they are spread."""
+        settings = self.settings
+        with jax.default_device(self.mesh.local_devices[0]):
+            return load(head, name_or_path, dtype=settings.dtype, seed=settings.seed, _do_init=False, **options)
 
     def freeze(self, roles: Sequence[str]) -> Any:
         """Which parameters are trained, nested as they are: all but those of some roles in the spec.
@@ -199,6 +201,19 @@ class Trainer:
             optax.scale_by_adam(settings.beta1, settings.beta2, settings.epsilon),
             optax.add_decayed_weights(settings.weight_decay, decayed),
         )
+
+    def layout(self, params: Params) -> tuple[Any, Any]:
+        """How the parameters and the optimiser's state lie on the mesh: each mean as the parameter it belongs to."""
+        layout = self.model.shardings(self.mesh)
+        everywhere = jax.NamedSharding(self.mesh, jax.P())
+        state = optax.tree.map_params(
+            self.optimizer,
+            lambda _, sharding: sharding,
+            jax.eval_shape(self.optimizer.init, params),
+            layout,
+            transform_non_params=lambda _: everywhere,
+        )
+        return layout, state
 
     def train(self, run: Run) -> None:
         """Take the run's steps."""
@@ -291,9 +306,23 @@ class Trainer:
 
 
 def join_processes() -> None:
-    """Join the other hosts that JAX's environment variables tell of."""
-    if "JAX_COORDINATOR_ADDRESS" in os.environ and not jax.distributed.is_initialized():
-        jax.distributed.initialize()
+    """Join the other processes of ``JAX_COORDINATOR_ADDRESS``.
+
+    How many there are, and which this is, say ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID``, which JAX itself does not
+    read, or a cluster that JAX knows, such as Slurm.
+
+    Raises:
+        ConfigError: neither does, or not in numbers that make sense.
+    """
+    if "JAX_COORDINATOR_ADDRESS" not in os.environ or jax.distributed.is_initialized():
+        return
+    names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    try:
+        count, number = (int(os.environ[name]) if name in os.environ else None for name in names)
+        jax.distributed.initialize(num_processes=count, process_id=number)
+    except ValueError as error:
+        found = ", ".join(f"{name}={os.environ.get(name)}" for name in names)
+        raise ConfigError(f"JAX_COORDINATOR_ADDRESS is set, with {found}; expected numbers: {error}") from None
 
 
 def make_mesh(device: str | None, model_parallel: int) -> jax.sharding.Mesh:
