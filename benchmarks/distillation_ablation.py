@@ -1,10 +1,12 @@
 """Does the triple loss help, and a beginning with the teacher's layers? Sanh et al. 2019, table 4, at small scale.
 
-    python benchmarks/distillation_ablation.py OUT TEXT… [--size small] [--device auto] [--seeds 3]
+    python benchmarks/distillation_ablation.py OUT TEXT… [--bert FOLDER] [--size small] [--device auto] [--seeds 3]
 
-The last tenth of the lines is held out. A vocabulary and a teacher, a BERT, are made from the rest; then students of
+The last tenth of the lines is held out. A teacher, a BERT, is trained on the rest: a new one with its own vocabulary,
+or one that begins with the layers of --bert and with the words of its vocabulary that the texts need. Then students of
 half its layers, all with as many steps; and a table of their perplexities on what was held out is printed. What OUT
-holds already is not made again.
+holds already is not made again. All tokens are masked alike: were rare ones preferred, as in the published run, so few
+steps would teach a model nothing that its perplexity shows (docs/distillation.md).
 """
 
 import argparse
@@ -14,11 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from distilbert.core.checkpoint import write_checkpoint
+from distilbert.conversion.source import open_source
+from distilbert.core.checkpoint import match, write_checkpoint
 from distilbert.core.config import BertConfig
 from distilbert.core.spec import constant, parameters, standard_deviation
 from distilbert.core.tokenizer import BertTokenizer
 from distilbert.distillation.corpus import prepare_corpus
+from distilbert.distillation.reduction import reduced_vocabulary
 from distilbert.distillation.student import init_student
 from distilbert.training import Recipe, Settings, distill
 
@@ -34,7 +38,9 @@ SIZES = {
         "steps": 1000,
         "tokens": 16384,
     },
+    "bert": {"vocab": 8000, "teacher_steps": 1000, "steps": 300, "tokens": 1024},  # with --bert, whose shape it has
 }
+ALONE = {"distillation_weight": 0.0, "cosine_weight": 0.0}
 # By name: whether the student begins with the teacher's layers, and the weights that are not the published ones.
 STUDENTS = {
     "triple loss, teacher's layers": (True, {}),
@@ -42,9 +48,9 @@ STUDENTS = {
     "without the cosine": (True, {"cosine_weight": 0.0}),
     "without the masked LM": (True, {"masked_lm_weight": 0.0}),
     "without the distillation": (True, {"distillation_weight": 0.0}),
-    "masked LM alone, teacher's layers": (True, None),
+    "masked LM alone, teacher's layers": (True, ALONE),
     "triple loss, random beginning": (False, {}),
-    "masked LM alone, random beginning": (False, None),
+    "masked LM alone, random beginning": (False, ALONE),
 }
 
 
@@ -52,6 +58,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("texts", nargs="+")
+    parser.add_argument("--bert", type=Path, help="for --size bert: what the teacher begins with")
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--backend", default="auto")
@@ -71,14 +78,19 @@ def main():
             (out / f"{name}.txt").write_text("\n".join(part) + "\n", encoding="utf-8")
     teacher = out / "teacher"
     if not (out / "random" / "config.json").exists():
-        tokenizer = train_tokenizer(lines[:cut], size["vocab"], out / "special")
-        make_bert(out / "random", tokenizer, size)
+        if arguments.bert:
+            cut_vocabulary(arguments.bert, out / "random", lines[:cut], size["vocab"])
+        else:
+            make_bert(out / "random", train_tokenizer(lines[:cut], size["vocab"], out / "special"), config_of(size))
     tokenizer = BertTokenizer.from_pretrained(out / "random")
     for name in ("train", "dev"):
         prepare_corpus([out / f"{name}.txt"], out / f"{name}-corpus", tokenizer, max_length=128)
-    settings = Settings(**options, learning_rate=1e-3, max_steps=size["teacher_steps"])
+    rate = 3e-4 if arguments.bert else 1e-3
+    settings = Settings(**options, learning_rate=rate, max_steps=size["teacher_steps"])
     settings_of_teacher = {"settings": settings, "dev": out / "dev-corpus", **common}
-    found = distill(out / "random", teacher, out / "train-corpus", **settings_of_teacher)
+    found = distill(
+        *(out / "random", teacher, out / "train-corpus"), recipe=Recipe(smoothing=0.0), **settings_of_teacher
+    )
     print(f"teacher: perplexity {found.best:.2f}", flush=True)
 
     for start, source in (("own", teacher), ("new", out / "random")):
@@ -94,14 +106,14 @@ def main():
             if not from_teacher:  # other random values for each seed
                 start = out / f"start-new-{seed}"
                 if not (start / "config.json").exists():
-                    make_bert(out / f"random-{seed}", tokenizer, size, seed)
+                    config = BertConfig.from_pretrained(out / "random")
+                    make_bert(out / f"random-{seed}", tokenizer, config, seed=seed)
                     init_student(out / f"random-{seed}", start)
-            recipe = None if weights is None else Recipe(**weights)
             found = distill(
                 *(start, out / f"{name.replace(' ', '-')}-{seed}", out / "train-corpus"),
-                teacher=None if weights is None else teacher,
+                teacher=None if weights is ALONE else teacher,
                 dev=out / "dev-corpus",
-                recipe=recipe,
+                recipe=Recipe(smoothing=0.0, **weights),
                 settings=Settings(**options, learning_rate=settings.learning_rate, max_steps=size["steps"], seed=seed),
                 **common,
             )
@@ -121,23 +133,50 @@ def train_tokenizer(lines, size, folder):
     return BertTokenizer(folder / "vocab.txt").train_new_from_iterator(lines, size)
 
 
-def make_bert(folder, tokenizer, size, seed=0):
-    """A new BERT for a masked LM."""
-    config = BertConfig(
-        vocab_size=max(tokenizer.get_vocab().values()) + 1,
+def config_of(size):
+    """Of a new BERT of some size, less its vocabulary's."""
+    return BertConfig(
         num_hidden_layers=size["layers"],
         hidden_size=size["dim"],
         intermediate_size=4 * size["dim"],
         num_attention_heads=size["heads"],
         max_position_embeddings=128,
     )
+
+
+def cut_vocabulary(bert, folder, lines, count):
+    """A BERT for a masked LM with what a trained encoder has of it, and as many of its words as the texts need most."""
+    source, tokenizer = open_source(bert), BertTokenizer.from_pretrained(bert)
+    words = reduced_vocabulary(tokenizer, tokenizer(lines, verbose=False)["input_ids"], count)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
+    stored, _ = match(
+        source.tensors,
+        parameters(source.config, source.head),
+        source=str(source.path),
+        ignore_mismatched_sizes=False,
+    )
+    rows = {row.name: row for row in parameters(source.config, source.head)}
+    kept = [tokenizer.get_vocab()[word] for word in words]
+    trained = {
+        name: value.take(kept, rows[name].axes.index("vocab_size")) if "vocab_size" in rows[name].axes else value
+        for name, value in stored.items()
+    }
+    make_bert(folder, BertTokenizer(folder / "vocab.txt"), source.config, trained)
+
+
+def make_bert(folder, tokenizer, config, trained=None, seed=0):
+    """A BERT for a masked LM, new but for what is given of it."""
+    vocab_size = max(tokenizer.get_vocab().values()) + 1
+    config = BertConfig.from_dict(config.to_dict(), vocab_size=vocab_size)
     rng = np.random.default_rng(seed)
     tensors = {
         row.name: rng.normal(constant(row), standard_deviation(row, config), row.shape).astype(np.float32)
         for row in parameters(config, "masked-lm")
         if row.tied_to is None
     }
-    write_checkpoint(folder, config, tensors, head="masked-lm")
+    given = {name: value for name, value in (trained or {}).items() if name in tensors}
+    write_checkpoint(folder, config, tensors | given, head="masked-lm")
     tokenizer.save_pretrained(folder)
 
 
