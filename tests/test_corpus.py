@@ -18,7 +18,7 @@ from distilbert.core.errors import CheckpointError, InputError
 from distilbert.core.records import Layout
 from distilbert.core.tokenizer import DistilBertTokenizer
 from distilbert.distillation import corpus as module
-from distilbert.distillation.batches import LengthGroupedBatches, collate
+from distilbert.distillation.batches import LengthGroupedBatches, collate, padded_length
 from distilbert.distillation.corpus import Corpus, fingerprint, prepare_corpus
 from distilbert.distillation.masking import mask_tokens, token_weights
 
@@ -425,6 +425,16 @@ def test_batches_hold_one_length_and_differ_from_epoch_to_epoch():
     assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.3
     other = next(LengthGroupedBatches(lengths, batch_size=20, seed=1).epoch(0))
     assert other.tolist() != first[0].tolist()
+
+
+def test_batches_padded_to_buckets_keep_within_their_tokens():
+    lengths = np.random.default_rng(0).integers(1, 129, 3000)
+    buckets = (16, 64, 128)
+    batches = list(LengthGroupedBatches(lengths, max_tokens=512, buckets=buckets).epoch(0))
+    shapes = {(len(batch), padded_length(lengths[batch].max(), buckets)) for batch in batches}
+    assert max(rows * width for rows, width in shapes) <= 512
+    # One program for each bucket; and a batch that begins in one may end in the next, or the epoch.
+    assert {(4, 128), (8, 64), (32, 16)} <= shapes and len(shapes) <= 4
 
 
 @pytest.mark.parametrize(

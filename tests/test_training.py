@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -422,6 +423,21 @@ def test_labels_of_a_new_head_are_those_of_the_file(tiny, tmp_path):
         backend="pt",
     )
     assert read_config(tmp_path / "out").id2label == {0: "bad", 1: "fair", 2: "good"}
+
+
+@pytest.mark.parametrize("labels, expected", [("0.5 1.5 0.5 -2", 1), ("0 1 0 1", 3), ("bad good bad fair", 3)])
+def test_labels_of_a_trained_head_stay_where_the_file_has_no_others(tiny, tmp_path, labels, expected):
+    lines = zip(["a film", "the plot", "a mess", "i know"], labels.split(), strict=True)
+    (tmp_path / "data.tsv").write_text("".join(f"{text}\t{label}\n" for text, label in lines) * 4)
+    model = shutil.copytree(tiny("sequence-classification"), tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    names = {"id2label": {0: "fair", 1: "bad", 2: "good"}, "label2id": {"fair": 0, "bad": 1, "good": 2}}
+    (model / "config.json").write_text(json.dumps(config | names))
+    data = tmp_path / "data.tsv"
+    finetune(model, tmp_path / "out", "text-classification", data, settings=Settings(**QUICK), backend="pt")
+    found = read_config(tmp_path / "out")
+    assert found.num_labels == expected
+    assert found.id2label == names["id2label"] if expected == 3 else found.problem_type == "regression"
 
 
 def test_an_answer_that_does_not_stand_where_the_file_says(tiny, tmp_path):

@@ -23,7 +23,8 @@ class LengthGroupedBatches:
     Args:
         lengths: tokens of each sequence (N,).
         batch_size: sequences in a batch; or
-        max_tokens: tokens of a batch, once it is padded to a multiple of 8.
+        max_tokens: tokens of a batch, once it is padded.
+        buckets: the lengths that it is padded to; without any, to a multiple of 8.
         rank: which of the processes this is.
         world_size: how many processes there are.
         seed: decides, together with the number of the epoch; it must be the same for all ranks.
@@ -38,6 +39,7 @@ class LengthGroupedBatches:
         *,
         batch_size: int | None = None,
         max_tokens: int | None = None,
+        buckets: Sequence[int] = (),
         rank: int = 0,
         world_size: int = 1,
         seed: int = 0,
@@ -52,17 +54,21 @@ class LengthGroupedBatches:
         self._keys = widths.max(initial=0) - widths
         if self._keys.max(initial=0) < 1 << 16:
             self._keys = self._keys.astype(np.uint16)
-        self._starts = self._cut(np.sort(widths)[::-1] * LENGTH_STEP, batch_size, max_tokens)
+        self._starts = self._cut(np.sort(widths)[::-1] * LENGTH_STEP, batch_size, max_tokens, buckets)
 
-    def _cut(self, widths: np.ndarray, batch_size: int | None, max_tokens: int | None) -> np.ndarray:
+    def _cut(
+        self, widths: np.ndarray, batch_size: int | None, max_tokens: int | None, buckets: Sequence[int]
+    ) -> np.ndarray:
         """Where steps begin in the order of lengths, which is the same in all epochs, and where the last ends."""
-        if max_tokens is not None and widths.max(initial=0) > max_tokens:
-            raise InputError(f"max_tokens is {max_tokens}, expected at least {widths[0]} for the longest sequence")
+        longest = padded_length(int(widths.max(initial=0)), buckets)
+        if max_tokens is not None and longest > max_tokens:
+            raise InputError(f"max_tokens is {max_tokens}, expected at least {longest} for the longest sequence")
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size is {batch_size}, expected at least 1")
         starts = [0]
         while starts[-1] < len(widths):
-            rows = max_tokens // int(widths[starts[-1]]) if max_tokens is not None else batch_size or 1
+            width = padded_length(int(widths[starts[-1]]), buckets)
+            rows = batch_size or 1 if max_tokens is None else max_tokens // width
             starts.append(min(starts[-1] + self.world_size * rows, len(widths)))
         if len(starts) > 1 and starts[-1] - starts[-2] < self.world_size:
             first = starts[-3] if len(starts) > 2 else 0

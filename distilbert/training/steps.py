@@ -82,7 +82,11 @@ class Steps:
             if size is not None and size < parts:
                 raise ConfigError(f"{name} is {size}, expected at least {parts}: a share for each of so many parts")
         self.batches = LengthGroupedBatches(
-            source.lengths, batch_size=settings.batch_size, max_tokens=settings.max_tokens, seed=settings.seed
+            source.lengths,
+            batch_size=settings.batch_size,
+            max_tokens=settings.max_tokens,
+            buckets=buckets,
+            seed=settings.seed,
         )
         self.per_epoch = len(self.batches)
         self.count = settings.max_steps or max(1, round(settings.epochs * self.per_epoch))

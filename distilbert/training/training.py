@@ -286,8 +286,12 @@ def _labels(
         found = kind.labels(file, options)
         cls = family_of(known).class_name(TASKS[kind.name].head)
         is_trained = any(name.endswith(cls) for name in known.architectures or ())
-        names = found["id2label"].values() if "id2label" in found else ()
-        if not is_trained or found["num_labels"] > known.num_labels or set(names) - set(known.id2label.values()):
+        names = set(found["id2label"].values()) if "id2label" in found else set()
+        if known.num_labels == 1:  # a regression: any numbers will do
+            fits = not names
+        else:
+            fits = found.get("problem_type") != "regression" and found["num_labels"] <= known.num_labels
+        if not is_trained or not fits or names - set(known.id2label.values()):
             return found
     return {
         "num_labels": known.num_labels,
