@@ -450,34 +450,33 @@ check(jax.jit(part)(model.params, given["input_ids"]), logits)
     run_alone(script, XLA_FLAGS="--xla_force_host_platform_device_count=8")
 
 
-@pytest.mark.parametrize("case", HEADS)
-def test_export_reloads_in_a_fresh_process(case, tmp_path):
-    model, given = load(case), arrays_of(case)
-    shape = "b, 2, l" if case == "choice" else "b, l"
-    dims = jax.export.symbolic_shape(shape)
-    ids = jax.ShapeDtypeStruct(dims, jnp.int32)
-    exported = jax.export.export(jax.jit(lambda params, ids, mask: model(ids, mask, params=params)))(
-        jax.tree.map(lambda value: jax.ShapeDtypeStruct(value.shape, value.dtype), model.params), ids, ids
-    )
-    (tmp_path / "program").write_bytes(exported.serialize())
-    arrays = {name: value.astype(np.int32) for name, value in given.items()}
-    expected = jax.jit(lambda params, ids, mask: model(ids, mask, params=params))(
-        model.params, **{"ids": arrays["input_ids"], "mask": arrays["attention_mask"]}
-    )
-    np.savez(tmp_path / "expected.npz", **flatten(expected))
+def test_export_reloads_in_a_fresh_process(tmp_path):
+    for case in HEADS:
+        model, given = load(case), arrays_of(case)
+        dims = jax.export.symbolic_shape("b, 2, l" if case == "choice" else "b, l")
+        ids = jax.ShapeDtypeStruct(dims, jnp.int32)
+        call = jax.jit(lambda params, ids, mask, model=model: model(ids, mask, params=params))
+        exported = jax.export.export(call)(
+            jax.tree.map(lambda value: jax.ShapeDtypeStruct(value.shape, value.dtype), model.params), ids, ids
+        )
+        (tmp_path / f"{case}.program").write_bytes(exported.serialize())
+        ids, mask = (given[name].astype(np.int32) for name in ("input_ids", "attention_mask"))
+        np.savez(tmp_path / f"{case}.npz", **flatten(call(model.params, ids, mask)))
     script = f"""
 import sys
 sys.path.insert(0, "tests")
 from pathlib import Path
 import jax, numpy as np, backends, distilbert.flax
-program = jax.export.deserialize(bytearray(Path({str(tmp_path / "program")!r}).read_bytes()))
-given = backends.arrays_of({case!r})
-ids, mask = (given[name].astype(np.int32) for name in ("input_ids", "attention_mask"))
-output = program.call(backends.load("flax", {case!r}).params, ids, mask)
-expected = np.load({str(tmp_path / "expected.npz")!r})
-for name, value in backends.flatten("flax", output).items():
-    np.testing.assert_array_equal(value, expected[name])
-assert program.call(backends.load("flax", {case!r}).params, ids[:1], mask[:1])[0].shape[0] == 1
+for case in {list(HEADS)!r}:
+    program = jax.export.deserialize(bytearray(Path({str(tmp_path)!r}, case + ".program").read_bytes()))
+    given = backends.arrays_of(case)
+    ids, mask = (given[name].astype(np.int32) for name in ("input_ids", "attention_mask"))
+    params = backends.load("flax", case).params
+    output = program.call(params, ids, mask)
+    expected = np.load(Path({str(tmp_path)!r}, case + ".npz"))
+    for name, value in backends.flatten("flax", output).items():
+        np.testing.assert_array_equal(value, expected[name])
+    assert program.call(params, ids[:1], mask[:1])[0].shape[0] == 1
 """
     run_alone(script, JAX_DISABLE_MOST_OPTIMIZATIONS="1")  # as here
 

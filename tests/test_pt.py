@@ -36,7 +36,8 @@ def test_compile_without_graph_break(case):
     found = first(compiled(**inputs))
     model.is_padding_free = False
     torch.testing.assert_close(found, first(model(**inputs)))
-    assert compiled(**inputs, output_attentions=True).attentions[0].ndim == 4
+    if case == "base":
+        assert compiled(**inputs, output_attentions=True).attentions[0].ndim == 4
 
 
 @pytest.mark.parametrize("case", HEADS)
