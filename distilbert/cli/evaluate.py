@@ -76,7 +76,7 @@ def evaluate(
     backend: Annotated[
         Backend, typer.Option("--backend", "--framework", help="What computes; auto: what is installed.")
     ] = Backend.auto,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: as stored.")] = "float32",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, int8; auto: fast here.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …, or auto: a GPU where there is one.")] = "auto",
     batch_size: Annotated[
         Any, typer.Option(parser=parse_batch_size, metavar="N", help="Sequences the model sees at a time.")

@@ -84,7 +84,7 @@ def run(
     backend: Annotated[
         Backend, typer.Option("--backend", "--framework", help="What computes; auto: what is installed.", **MODEL)
     ] = Backend.auto,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, or auto: as stored.", **MODEL)] = "float32",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, int8; auto: fast here.", **MODEL)] = "float32",
     device: Annotated[
         str, typer.Option(help="cpu, cuda, cuda:1, …, or auto: a GPU where there is one.", **MODEL)
     ] = "auto",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
+import re
+from pathlib import Path
 
 from distilbert.core.errors import InputError, MissingBackendError
 
@@ -40,3 +43,24 @@ def require_backend(module: str, extra: str) -> None:
     """
     if importlib.util.find_spec(module) is None:
         raise MissingBackendError(f'{module} is not installed; try: pip install "distilbert[{extra}]"')
+
+
+def has_bfloat16_products() -> bool:
+    """Whether this machine's CPU multiplies matrices of bfloat16 itself: faster than those of float32, not slower."""
+    return bool(cpu_features() & {"amx_bf16", "avx512_bf16", "bf16"})
+
+
+def has_int8_products() -> bool:
+    """Whether this machine's CPU adds up products of 8 bits in 32, where others have to make do with 7 bits."""
+    return bool(cpu_features() & {"amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp"})
+
+
+@functools.cache
+def cpu_features() -> frozenset[str]:
+    """What this machine's CPU can do, in Linux's words; nothing is known elsewhere."""
+    try:
+        known = Path("/proc/cpuinfo").read_text("utf-8")
+    except OSError:
+        return frozenset()
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", known, re.MULTILINE)
+    return frozenset(found[1].split() if found else ())

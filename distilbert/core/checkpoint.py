@@ -510,8 +510,14 @@ def write_checkpoint(
         CheckpointError: the folder cannot be written, the disk is full, or the folder has weights in a format
             that would be read instead of the new ones. What was there is unchanged.
         ConfigError: the config cannot be written as JSON.
-        InputError: ``max_shard_size`` is not a size, ``file_format`` not a format that is written.
+        InputError: ``max_shard_size`` is not a size, ``file_format`` not a format that is written, or a tensor is
+            of integers, as quantised ones are.
     """
+    for name, value in tensors.items():
+        if np.issubdtype(value.dtype, np.integer):
+            raise InputError(
+                f"{name} is {value.dtype}, expected floats: a quantised model is no checkpoint; save it before that"
+            )
     save = Save.prepare(
         config,
         tensors,

@@ -64,7 +64,8 @@ def pipeline(
             for text classification, a small one that comes with the library and tells praise from blame.
         tokenizer: the model's, or where it is; by default where the model is.
         backend: ``"pt"``, ``"tf"`` or ``"flax"``; ``"auto"`` takes the first that is installed.
-        dtype: ``"float32"`` (the default), ``"bfloat16"``, ``"float16"``, or ``"auto"``: as stored.
+        dtype: ``"float32"`` (the default), ``"bfloat16"``, ``"float16"``; on PyTorch and CPUs ``"int8"``; or
+            ``"auto"``: what the device is fastest at, less int8.
         device: for example ``"cpu"`` or ``"cuda:0"``; by default a GPU where there is one.
         batch_size: sequences that the model sees at a time; ``"auto"`` fills batches by their number of tokens.
         revision: a branch, tag or commit on the Hub.

@@ -12,7 +12,7 @@ name has the suffix of a padded batch, (B, L, …), a packed one takes its place
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ from distilbert.pt.attention import (
 )
 from distilbert.pt.model import PreTrainedModel
 from distilbert.pt.parameters import FromSpec, attach
+from distilbert.pt.products import EPILOGUES, is_traced, product_of
 
 logger = logging.getLogger("distilbert")
 
@@ -94,7 +95,7 @@ class Layer(FromSpec):
         self.head_size = config.hidden_size // config.num_attention_heads
         self.attention_dropout = config.attention_probs_dropout_prob
         self.attention_output_dropout = nn.Dropout(config.attention_output_dropout)
-        self.activation = get_activation(config.hidden_act)
+        self.hidden_act = config.hidden_act
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
@@ -112,9 +113,10 @@ class Layer(FromSpec):
         asking_BQD = hidden_BLD
         if first_token_only:
             asking_BQD = hidden_BLD[visible.first_tokens] if isinstance(visible, Sequences) else hidden_BLD[:, :1]
-        query_BQHK = self.split_heads(self.part("query")(asking_BQD))
-        key_BLHK = self.split_heads(self.part("key")(hidden_BLD))
-        value_BLHK = self.split_heads(self.part("value")(hidden_BLD))
+            (query_BQD,), key_value_BLD = self.linear(("query",), asking_BQD), self.linear(("key", "value"), hidden_BLD)
+        else:
+            query_BQD, *key_value_BLD = self.linear(("query", "key", "value"), hidden_BLD)
+        query_BQHK, key_BLHK, value_BLHK = map(self.split_heads, (query_BQD, *key_value_BLD))
         dropout = self.attention_dropout if self.training else 0.0
         probability_BHQL = None
         if isinstance(visible, Sequences):
@@ -128,11 +130,23 @@ class Layer(FromSpec):
                     query_BHQK, key_BHLK, value_BHLK, visible, dropout, head_mask
                 )
             context_BQHK = context_BHQK.transpose(1, 2)
-        attended_BQD = self.part("attention_out")(context_BQHK.flatten(-2))
+        (attended_BQD,) = self.linear(("attention_out",), context_BQHK.flatten(-2))
         attended_BQD = self.part("attention_norm")(self.attention_output_dropout(attended_BQD) + asking_BQD)
-        inner_BQF = self.activation(self.part("feed_forward_in")(attended_BQD))
-        outer_BQD = self.dropout(self.part("feed_forward_out")(inner_BQF))
+        (inner_BQF,) = self.linear(("feed_forward_in",), attended_BQD, self.hidden_act)
+        (outer_BQD,) = self.linear(("feed_forward_out",), inner_BQF)
+        outer_BQD = self.dropout(outer_BQD)
         return self.part("feed_forward_norm")(outer_BQD + attended_BQD), probability_BHQL
+
+    def linear(
+        self, roles: tuple[str, ...], value: Tensor, activation: str | Callable[..., Any] | None = None
+    ) -> Sequence[Tensor]:
+        """What the linear layer of each role makes of ``value``: one product of them all, where that is faster."""
+        parts = [self.part(role) for role in roles]
+        product = product_of(self, roles, parts, value)
+        if product is not None and activation in EPILOGUES:
+            return product(value, activation)
+        found = [part(value) for part in parts] if product is None else product(value)
+        return found if activation is None else [get_activation(activation)(each) for each in found]
 
     def split_heads(self, projected: Tensor) -> Tensor:
         """(B, L, H * K) to (B, L, H, K); pruning leaves a layer fewer heads."""
@@ -322,13 +336,6 @@ class Encoder(PreTrainedModel):
         if types is not None and not self.family.has_segments and not self.warned_of_token_types and types.any():
             logger.warning("token_type_ids are ignored: DistilBERT has no segment embeddings")
             self.warned_of_token_types = True
-
-
-def is_traced() -> bool:
-    """Whether what runs becomes a graph, or is transformed, so that no shape may depend on values."""
-    return (
-        torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()  # vmap
-    )
 
 
 class DistilBertModel(Encoder):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from distilbert.core.backends import has_bfloat16_products
 from distilbert.core.batches import batch_rows
 from distilbert.core.checkpoint import require_head
 from distilbert.core.config import Config, read_config
@@ -18,8 +19,9 @@ from distilbert.core.outputs import ModelOutput, is_per_token
 from distilbert.core.spec import choose_class
 from distilbert.pt import heads
 from distilbert.pt.encoder import BertModel, DistilBertModel
-from distilbert.pt.loading import to_array
+from distilbert.pt.loading import parse_device, to_array
 from distilbert.pt.model import PreTrainedModel
+from distilbert.pt.products import Int8Linear
 
 # By the stem of the family and the head.
 MODELS: dict[tuple[str, str], type[PreTrainedModel]] = {
@@ -61,6 +63,27 @@ def load(head: str, name_or_path: str | Path, *, where: Mapping[str, Any] | None
     return cls.from_pretrained(name_or_path, **own, **where, **options)
 
 
+def fast_dtype(device: torch.device) -> str:
+    """The type that a device computes fastest in, of those that cost next to no accuracy."""
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    return "bfloat16" if device.type == "cpu" and has_bfloat16_products() else "float32"
+
+
+def quantize(model: PreTrainedModel) -> PreTrainedModel:
+    """Make the layers of a float32 model on a CPU multiply in int8, in place, for inference.
+
+    Weights get a scale for each of their rows, and what they are multiplied with one for each batch. Embeddings and
+    heads stay as they are. docs/performance.md says what it gains and costs.
+    """
+    encoder: Any = model.base_model
+    for layer in encoder.layers():
+        for path, part in list(layer.named_modules()):
+            if type(part) is torch.nn.Linear:
+                layer.set_submodule(path, Int8Linear(part))
+    return model
+
+
 class InferenceModel:
     """A trained model that maps arrays to arrays.
 
@@ -81,17 +104,22 @@ class InferenceModel:
         Args:
             head: the spec's name for what to compute.
             name_or_path: a folder, or a Hub id.
-            dtype: ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"auto"``.
+            dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"`` (see ``quantize``) or ``"auto"``: what the
+                device is fastest at, less int8.
             device: for example ``"cpu"``, ``"cuda:0"`` or ``"auto"``.
             where: ``revision``, ``cache_dir``, ``local_files_only``, ``token``.
 
         Raises:
             CheckpointError: the checkpoint is absent, damaged, or was not trained with this head.
-            InputError: a device that is not there.
+            InputError: a device that is not there, or has no int8.
         """
-        model, report = load(head, name_or_path, where=where, dtype=dtype, device=device, output_loading_info=True)
+        target = parse_device(device)
+        if dtype == "int8" and target.type != "cpu":
+            raise InputError(f"dtype is int8, which is for CPUs, not {target}; take bfloat16")
+        stored = {"auto": fast_dtype(target), "int8": "float32"}.get(dtype or "", dtype)
+        model, report = load(head, name_or_path, where=where, dtype=stored, device=target, output_loading_info=True)
         require_head(report, head, name_or_path)
-        return cls(model)
+        return cls(quantize(model) if dtype == "int8" else model)
 
     @property
     def config(self) -> Config:

@@ -1,0 +1,206 @@
+"""Products in bfloat16 and int8 on CPUs: of the weights that are there now, and close to those of the modules."""
+
+import copy
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from backends import HEADS, load
+from conftest import GOLDEN
+
+import distilbert
+from distilbert.core.errors import InputError
+from distilbert.pt import products
+from distilbert.pt.inference import InferenceModel, quantize
+
+needs_bfloat16 = pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no products in bfloat16"
+)
+IDS = torch.tensor([[1, 5, 9, 4, 2], [1, 7, 3, 2, 0]])
+MASK = (IDS != 0).long()
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How many products were of laid out weights, and how often these were laid out."""
+    counted = {"products": 0, "layouts": 0}
+    multiply, lay_out = products.Product.__call__, products.Product.of
+
+    def counting(self, *arguments):
+        counted["products"] += 1
+        return multiply(self, *arguments)
+
+    def laying_out(parts):
+        counted["layouts"] += 1
+        return lay_out(parts)
+
+    monkeypatch.setattr(products.Product, "__call__", counting)
+    monkeypatch.setattr(products.Product, "of", laying_out)
+    return counted
+
+
+@torch.no_grad()
+def answer(model, **options):
+    return model(IDS, attention_mask=MASK, **options)[0].float()
+
+
+def by_modules(model):
+    with torch.backends.mkldnn.flags(enabled=False):
+        return answer(model)
+
+
+def bfloat16(case="seqcls", **options):
+    return load("torch", case, dtype="bfloat16", **options)
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu", "silu"])
+def test_products_are_those_of_the_modules(activation, calls):
+    model = bfloat16(activation=activation)
+    exact = answer(load("torch", "seqcls", activation=activation))
+    found, expected = answer(model), by_modules(model)
+    layers = model.config.n_layers
+    assert calls == {"products": 4 * layers + 1, "layouts": 4 * layers + 1}  # the last layer asks for one token only
+    assert (found - exact).abs().max() < 1.5 * (expected - exact).abs().max() + 0.01 * exact.abs().max()
+    answer(model)
+    assert calls["layouts"] == 4 * layers + 1
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("case", HEADS)
+def test_every_head(case, calls):
+    model = bfloat16(case)
+    ids, mask = (IDS[None], MASK[None]) if case == "choice" else (IDS, MASK)
+    with torch.no_grad():
+        found = model(ids, attention_mask=mask)[0].float()
+        with torch.backends.mkldnn.flags(enabled=False):
+            expected = model(ids, attention_mask=mask)[0].float()
+    assert calls["products"]
+    if case == "qa":
+        found, expected = found[MASK != 0], expected[MASK != 0]
+    torch.testing.assert_close(found, expected, atol=0.05 * float(expected.abs().max()), rtol=0)
+
+
+def in_place(model):
+    with torch.no_grad():
+        model.distilbert.transformer.layer[0].ffn.lin1.weight.mul_(3)
+
+
+def by_another(model):
+    layer = model.distilbert.transformer.layer[0].attention
+    layer.q_lin.weight = torch.nn.Parameter(layer.q_lin.weight * 3)
+
+
+def by_a_state(model):
+    model.load_state_dict({name: value * 1.5 for name, value in model.state_dict().items()})
+
+
+def behind_the_back(model):
+    model.distilbert.transformer.layer[0].ffn.lin2.weight.data.mul_(3)
+    model.train()
+    model(IDS)  # nothing is laid out in training
+    model.eval()
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("change", [in_place, by_another, by_a_state, behind_the_back])
+def test_weights_that_change_are_noticed(change, calls):
+    model = bfloat16()
+    before = answer(model)
+    change(model)
+    after = answer(model)
+    assert not torch.allclose(before, after, atol=0.02)
+    torch.testing.assert_close(after, by_modules(model), atol=0.05 * float(after.abs().max()), rtol=0)
+
+
+class Doubled(torch.nn.Linear):
+    def forward(self, value):
+        return 2 * super().forward(value)
+
+
+def replace(model):
+    old = model.distilbert.transformer.layer[0].ffn.lin1
+    new = Doubled(old.in_features, old.out_features, dtype=old.weight.dtype)
+    new.load_state_dict(old.state_dict())
+    model.distilbert.transformer.layer[0].ffn.lin1 = new
+
+
+def hook(model):
+    model.distilbert.transformer.layer[0].ffn.lin1.register_forward_hook(lambda module, given, found: 2 * found)
+
+
+def patch(model):
+    part = model.distilbert.transformer.layer[0].ffn.lin1
+    forward = part.forward
+    part.forward = lambda value: 2 * forward(value)
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("change", [replace, hook, patch])
+def test_what_hangs_in_the_place_of_a_layer_runs(change, calls):
+    model = bfloat16()
+    before = answer(model)
+    change(model)
+    after = answer(model)
+    assert not torch.allclose(before, after, atol=0.02)
+    torch.testing.assert_close(after, by_modules(model), atol=0.05 * float(after.abs().max()), rtol=0)
+
+
+@needs_bfloat16
+def test_modules_run_where_gradients_or_graphs_may_be_asked_for(calls):
+    model = bfloat16()
+    model(IDS).logits.sum().backward()
+    assert model.distilbert.transformer.layer[0].attention.q_lin.weight.grad is not None
+    torch.compile(model, backend="eager", fullgraph=True)(IDS)
+    with torch.no_grad(), torch.autocast("cpu"):
+        model(IDS)
+    with torch.no_grad():
+        load("torch", "seqcls")(IDS)  # float32
+    assert calls["products"] == 0
+
+
+@needs_bfloat16
+def test_copies_and_pruned_heads(calls):
+    model = bfloat16()
+    answer(model)
+    copied = copy.deepcopy(model)
+    copied.prune_heads({0: [1]})
+    torch.testing.assert_close(answer(copied), by_modules(copied), atol=0.2, rtol=0)
+    assert len(list(itertools.chain(products.PRODUCTS))) >= 2
+    layer = model.distilbert.transformer.layer[0]
+    assert layer in products.PRODUCTS
+    model.train()
+    model(IDS)
+    assert layer not in products.PRODUCTS
+
+
+@pytest.mark.parametrize("head", ["sequence-classification", "masked-lm"])
+def test_int8_is_close(head):
+    folder = GOLDEN / f"distilbert-{'seqcls' if head == 'sequence-classification' else 'mlm'}"
+    rows = [[1, 5, 9, 4, 2], [1, 7, 2]]
+    exact = InferenceModel.from_pretrained(head, folder)(rows)
+    model = InferenceModel.from_pretrained(head, folder, dtype="int8")
+    for one, other in zip(exact, model(rows), strict=True):
+        np.testing.assert_allclose(one["logits"], other["logits"], atol=0.15 * np.abs(one["logits"]).max())
+    with pytest.raises(InputError, match="is int8, expected floats: a quantised model"):
+        model.model.save_pretrained("anywhere")
+
+
+def test_int8_of_what_is_no_number():
+    model = quantize(distilbert.DistilBertModel.from_pretrained(GOLDEN / "distilbert-base"))
+    with torch.no_grad():
+        model.get_input_embeddings().weight[5] = np.nan
+    found = InferenceModel(model)([[1, 5, 2]])[0]["last_hidden_state"]
+    assert np.isnan(found).all()
+
+
+def test_int8_of_what_has_none():
+    with pytest.raises(InputError, match="dtype is int8, which is for CPUs, not meta"):
+        InferenceModel.from_pretrained("base", GOLDEN / "distilbert-base", dtype="int8", device="meta")
+
+
+def test_quantize_leaves_embeddings_and_heads():
+    model = quantize(distilbert.DistilBertForSequenceClassification.from_pretrained(GOLDEN / "distilbert-seqcls"))
+    assert type(model.classifier) is torch.nn.Linear
+    assert model.get_input_embeddings().weight.dtype == torch.float32
