@@ -20,6 +20,7 @@ COMMANDS = {
     "convert": "conversion",
     "inspect": "conversion",
     "parity": "parity",
+    "bench": "bench",
     "finetune": "training",
     "distill": "training",
     "init-student": "student",
@@ -54,7 +55,7 @@ def _paragraphs(text: str) -> str:
 
 
 def _commands() -> None:
-    """Use, train, evaluate, explain, convert and compare DistilBERT."""
+    """Use, train, evaluate, explain, convert, compare and time DistilBERT."""
 
 
 class _OneLine(logging.Formatter):

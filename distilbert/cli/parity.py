@@ -15,6 +15,7 @@ from distilbert.conversion.source import head_of
 from distilbert.core.backends import BACKENDS as FRAMEWORKS
 from distilbert.core.backends import require_backend
 from distilbert.core.config import read_config
+from distilbert.core.environment import environment
 from distilbert.core.errors import InputError
 from distilbert.core.files import replace_file
 from distilbert.core.records import open_records
@@ -77,7 +78,7 @@ def parity(
             made = for_dtype(config, head, dtype)
         found = compare(path, head, made, backends=chosen, dtype=dtype, device=device)
         if as_json:
-            print_json(asdict(found) | {"environment": reporting.environment(found)})
+            print_json(asdict(found) | {"environment": environment(device)})
         else:
             print_table(f"{path}, {head}, {dtype} on {device}: largest errors", *reporting.table(found))
             typer.echo(reporting.verdict(found))

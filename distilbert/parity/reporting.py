@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
-import os
-import platform
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from importlib import resources
 from math import inf, nan
 from pathlib import Path
 
 from distilbert.core.backends import require_backend
+from distilbert.core.environment import environment
 from distilbert.parity.comparison import BACKENDS, REFERENCE, Comparison, Difference, is_worse, layer_of
 from distilbert.parity.inputs import Batch
 
-PACKAGES = ("numpy", "torch", "tensorflow", "keras", "jax", "flax", "optax")
 MARKERS = dict(zip(BACKENDS, "oDs^", strict=True))
 # Colours that the page replaces by its own, which are others by day and by night.
 INK, BOUND = "#000001", "#000002"
@@ -106,32 +102,6 @@ def _where(difference: Difference) -> str:
     return f"{named(difference.quantity)}, {pair}, batch {difference.error.batch!r}"
 
 
-def environment(comparison: Comparison) -> dict[str, str]:
-    """What computed: date, hardware, versions."""
-    from importlib import metadata  # slow to import, which every command would pay for
-
-    found = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "processor": f"{_processor()}, {os.cpu_count()} cores",
-        "system": f"{platform.system()}, Python {platform.python_version()}",
-    }
-    if comparison.device != "cpu" and importlib.util.find_spec("torch") is not None:
-        import torch
-
-        found["accelerator"] = torch.cuda.get_device_name() if torch.cuda.is_available() else comparison.device
-    for name in PACKAGES:
-        if importlib.util.find_spec(name) is not None:
-            found[name] = metadata.version(name)
-    return found
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def page(comparison: Comparison, path: str, batches: Mapping[str, Batch]) -> str:
     """The whole comparison as a page of HTML.
 
@@ -155,7 +125,7 @@ def page(comparison: Comparison, path: str, batches: Mapping[str, Batch]) -> str
             lines=lines,
             pairs=list(_pairs(comparison)),
             batches={name: _shape(batch) for name, batch in batches.items()},
-            environment=environment(comparison),
+            environment=environment(comparison.device),
             measured="largest" if comparison.dtype == "float32" else "typical (root mean square)",
         )
     )

@@ -1,0 +1,216 @@
+"""What is timed: a classifier of texts, ours in each framework and type, and what people would take instead."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distilbert.core.backends import choose_backend
+from distilbert.core.checkpoint import write_checkpoint
+from distilbert.core.config import Config, DistilBertConfig
+from distilbert.core.spec import constant, parameters, standard_deviation
+from distilbert.pipelines.batching import run_by_length
+
+HEAD = "sequence-classification"
+BATCH = 32  # sequences of a peer's batch, sorted by length and padded to the longest
+# Shape and scale of the gamma distributions that lengths are drawn from, and how many: like the sentences of SST-2 (23
+# tokens in the mean), and like the paragraphs of wikitext up to 512 tokens (145).
+MIXES = {"short": (4.6, 5.0, 512), "long": (1.5, 97.0, 128)}
+LONGEST = 512
+
+Sequences = Sequence[Sequence[int]]
+Run = Callable[[Sequences], object]  # of all sequences, in whatever batches suit it
+
+# By name, the packages that a peer needs.
+PEERS = {
+    "transformers float32": ("transformers", "torch"),
+    "transformers bfloat16": ("transformers", "torch"),
+    "ONNX Runtime float32": ("onnxruntime", "onnx", "transformers", "torch"),
+    "OpenVINO float32": ("openvino", "transformers", "torch"),
+    "OpenVINO bfloat16": ("openvino", "transformers", "torch"),
+    "CTranslate2 float32": ("ctranslate2", "transformers", "torch"),
+    "CTranslate2 int8": ("ctranslate2", "transformers", "torch"),
+}
+
+
+def drawn_lengths(mix: str, config: Config, share: float = 1.0) -> list[list[int]]:
+    """Sequences of random ids whose lengths are those of a mix of ``MIXES``, the same each time.
+
+    Args:
+        mix: its name.
+        config: of the model they are for.
+        share: how much of the mix.
+    """
+    shape, scale, count = MIXES[mix]
+    rng = np.random.default_rng(0)
+    lengths = rng.gamma(shape, scale, count).astype(int).clip(3, min(LONGEST, config.max_position_embeddings))
+    return [random_ids(length, config, rng) for length in lengths[: max(1, round(count * share))]]
+
+
+def random_ids(length: int, config: Config, rng: np.random.Generator) -> list[int]:
+    """Ids that are not those of padding."""
+    return rng.integers(min(5, config.vocab_size - 1), config.vocab_size, length).tolist()
+
+
+@contextmanager
+def random_model() -> Iterator[Path]:
+    """A folder with a classifier of distilbert-base's shape and random weights, on which speed does not depend."""
+    config = DistilBertConfig()
+    rng = np.random.default_rng(0)
+    tensors = {
+        row.name: rng.normal(constant(row), standard_deviation(row, config), row.shape).astype(np.float32)
+        for row in parameters(config, HEAD)
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        write_checkpoint(folder, config, tensors, head=HEAD)
+        # CTranslate2 does not convert a model without one.
+        (Path(folder) / "vocab.txt").write_text("".join(f"[unused{n}]\n" for n in range(config.vocab_size)))
+        yield Path(folder)
+
+
+def make_contenders(
+    model: str | Path,
+    backends: Iterable[str],
+    dtypes: Iterable[str],
+    device: str,
+    *,
+    peers: bool = False,
+    skip: Callable[[str, str], None] = lambda name, why: None,
+) -> dict[str, Run]:
+    """What runs sequences, by name.
+
+    Args:
+        model: a folder with a text classifier.
+        backends: ``"torch"``, ``"tf"``, ``"flax"``.
+        dtypes: of ours: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"``.
+        device: where ours compute; of the peers only transformers can follow.
+        peers: also those of ``PEERS`` that are installed.
+        skip: is told who cannot take part, and why.
+
+    Raises:
+        CheckpointError: the model is absent, damaged, or no text classifier.
+        InputError: a type or device that a backend has not.
+    """
+    made: dict[str, Run] = {}
+    for backend, dtype in ((backend, dtype) for backend in backends for dtype in dtypes):
+        if dtype == "int8" and backend != "torch":
+            skip(f"{backend} int8", "int8 is for PyTorch")
+            continue
+        inference = importlib.import_module(f"{choose_backend(backend)}.inference").InferenceModel
+        made[f"{backend} {dtype}"] = _ours(inference.from_pretrained(HEAD, model, dtype=dtype, device=device))
+    for name, packages in PEERS.items() if peers else ():
+        kind, _, dtype = name.rpartition(" ")
+        missing = [package for package in packages if importlib.util.find_spec(package) is None]
+        if missing:
+            skip(name, f"{missing[0]} is not installed")
+        elif device != "cpu" and kind != "transformers":
+            skip(name, "is timed on CPUs only")
+        else:
+            try:
+                made[name] = MAKERS[kind](model, dtype, device)
+            except Exception as error:  # what a peer fails with is its own affair; the others go on
+                skip(name, f"{type(error).__name__}: {error}".splitlines()[0])
+    return made
+
+
+def _ours(model: Any) -> Run:
+    return lambda sequences: run_by_length(model, sequences, lambda number, outputs: outputs["logits"])
+
+
+def _padded(call: Callable[[np.ndarray, np.ndarray], object]) -> Run:
+    """Batches of 32, sorted by length: what peers are good at."""
+
+    def run(sequences: Sequences) -> list[object]:
+        rows = sorted(sequences, key=len, reverse=True)
+        found = []
+        for start in range(0, len(rows), BATCH):
+            part = rows[start : start + BATCH]
+            mask = (np.arange(len(part[0])) < np.array([[len(row)] for row in part])).astype(np.int64)
+            ids = np.zeros_like(mask)
+            ids[mask == 1] = np.concatenate(part)
+            found.append(call(ids, mask))
+        return found
+
+    return run
+
+
+def _transformers(model: str | Path, dtype: str, device: str) -> Run:
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    loaded = AutoModelForSequenceClassification.from_pretrained(model, dtype=getattr(torch, dtype)).to(device).eval()
+
+    @torch.inference_mode()
+    def call(ids: np.ndarray, mask: np.ndarray) -> object:
+        given = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+        return loaded(**{name: value.to(device) for name, value in given.items()}).logits.float().cpu()
+
+    return _padded(call)
+
+
+def _for_export(model: str | Path) -> tuple[Any, dict[str, Any]]:
+    """transformers' classifier as exporters want it, and what it takes."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    options = {"attn_implementation": "eager", "return_dict": False}
+    loaded = AutoModelForSequenceClassification.from_pretrained(model, **options).eval()
+    return loaded, dict.fromkeys(("input_ids", "attention_mask"), torch.ones(2, 16, dtype=torch.long))
+
+
+def _onnx_runtime(model: str | Path, dtype: str, device: str) -> Run:
+    import onnxruntime
+    import torch
+
+    loaded, given = _for_export(model)
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "model.onnx")
+        axes = {name: {0: "batch", 1: "length"} for name in given}
+        options: dict[str, Any] = {"input_names": list(given), "dynamic_axes": axes, "opset_version": 17}
+        torch.onnx.export(loaded, tuple(given.values()), path, dynamo=False, **options)
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+    return _padded(lambda ids, mask: session.run(None, dict(zip(given, (ids, mask), strict=True))))
+
+
+def _openvino(model: str | Path, dtype: str, device: str) -> Run:
+    import openvino
+
+    loaded, given = _for_export(model)
+    converted = openvino.convert_model(loaded, example_input=given)
+    precision = {"float32": "f32", "bfloat16": "bf16"}[dtype]
+    options = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+    request = openvino.Core().compile_model(converted, "CPU", options).create_infer_request()
+    return _padded(lambda ids, mask: request.infer({0: ids, 1: mask}))
+
+
+def _ctranslate2(model: str | Path, dtype: str, device: str) -> Run:
+    import ctranslate2
+    import torch
+
+    with tempfile.TemporaryDirectory() as folder:
+        ctranslate2.converters.TransformersConverter(str(model)).convert(folder, force=True)
+        threads = torch.get_num_threads()
+        encoder = ctranslate2.Encoder(folder, device="cpu", compute_type=dtype, intra_threads=threads)
+
+    def call(ids: np.ndarray, mask: np.ndarray) -> object:
+        rows = [row[:length].tolist() for row, length in zip(ids, mask.sum(1), strict=True)]
+        return np.array(encoder.forward_batch(rows).last_hidden_state)
+
+    return _padded(call)
+
+
+MAKERS: Mapping[str, Callable[[str | Path, str, str], Run]] = {
+    "transformers": _transformers,
+    "ONNX Runtime": _onnx_runtime,
+    "OpenVINO": _openvino,
+    "CTranslate2": _ctranslate2,
+}

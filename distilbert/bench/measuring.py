@@ -1,0 +1,156 @@
+"""Times of all in turns, round by round: what slows the machine down slows all down."""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from distilbert.bench.contenders import Run, random_ids
+from distilbert.core.config import Config
+from distilbert.core.spec import parameters
+
+WARM_UP = 2  # rounds that do not count
+ROWS = 1024  # of the products that the limit is measured with
+LIMIT_ROUNDS = 15
+CALLS = 10  # in a row that make a round of latencies
+
+Show = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """How long a contender took for all sequences.
+
+    Args:
+        name: whose.
+        seconds: of each round.
+        sequences: how many there are.
+        tokens: that they have together.
+        flops: that products with all layers' weights take for them.
+    """
+
+    name: str
+    seconds: list[float]
+    sequences: int
+    tokens: int
+    flops: float
+
+    @property
+    def median(self) -> float:
+        """Seconds."""
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """How far the slowest and the fastest round are apart, as a share of the median."""
+        return (max(self.seconds) - min(self.seconds)) / self.median
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long a contender took for one sequence.
+
+    Args:
+        name: whose.
+        length: of the sequence, in tokens.
+        seconds: of each call.
+    """
+
+    name: str
+    length: int
+    seconds: list[float]
+
+    def percentile(self, percent: float) -> float:
+        """Seconds."""
+        return float(np.percentile(self.seconds, percent))
+
+
+def throughput(
+    contenders: Mapping[str, Run], sequences: Sequence[Sequence[int]], config: Config, rounds: int, show: Show
+) -> list[Throughput]:
+    """Time everyone on the same sequences, after rounds that let them warm up and compile."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(-WARM_UP, rounds):
+        for name, run in contenders.items():
+            show(f"{name}: {'warming up' if number < 0 else f'round {number + 1} of {rounds}'}")
+            taken = _timed(run, sequences)
+            if number >= 0:
+                seconds[name].append(taken)
+    tokens = sum(map(len, sequences))
+    flops = float(flops_per_token(config) * tokens)
+    return [Throughput(name, taken, len(sequences), tokens, flops) for name, taken in seconds.items()]
+
+
+def latencies(
+    contenders: Mapping[str, Run], lengths: Iterable[int], config: Config, rounds: int, show: Show
+) -> list[Latency]:
+    """Time everyone on one sequence at a time, ``CALLS`` in a row."""
+    found = []
+    for length in lengths:
+        sequence = [random_ids(length, config, np.random.default_rng(length))]
+        seconds: dict[str, list[float]] = {name: [] for name in contenders}
+        for number in range(-1, rounds):
+            for name, run in contenders.items():
+                show(f"{name}: one text of {length} tokens")
+                taken = [_timed(run, sequence) for _ in range(CALLS)]
+                seconds[name] += taken if number >= 0 else []
+        found += [Latency(name, length, taken) for name, taken in seconds.items()]
+    return found
+
+
+def flops_per_token(config: Config) -> int:
+    """Operations of products with the weights of all layers.
+
+    Attention's own are not counted, and what is spared of the last layer is not subtracted: it is the same number for
+    everyone.
+    """
+    matrices = (row.shape for row in parameters(config, "base") if row.layer is not None and len(row.shape) == 2)
+    return sum(2 * outputs * inputs for outputs, inputs in matrices)
+
+
+def limits(config: Config, dtypes: Iterable[str], device: str) -> dict[str, float]:
+    """What the products of a layer reach alone, in FLOP/s by type, where PyTorch is installed.
+
+    On CPUs with weights as oneDNN likes them, if that is faster.
+    """
+    if importlib.util.find_spec("torch") is None:
+        return {}
+    import torch
+    import torch.nn.functional as F
+
+    shapes = [row.shape for row in parameters(config, "base") if row.layer == 0 and len(row.shape) == 2]
+    found = {}
+    for dtype in dtypes:
+        if dtype == "int8":  # whose products need their factors rounded first
+            continue
+        seconds = 0.0
+        for outputs, inputs in shapes:
+            value, weight = (torch.randn(n, inputs).to(device, getattr(torch, dtype)) for n in (ROWS, outputs))
+            with torch.inference_mode():
+                ways: list[Run] = [lambda value, weight=weight: F.linear(value, weight)]  # type: ignore[misc]
+                if device == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported() and dtype != "float16":
+                    laid_out = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+                    ways.append(
+                        lambda value, laid_out=laid_out: torch.ops.mkldnn._linear_pointwise(  # type: ignore[misc]
+                            value, laid_out, None, "none", [], ""
+                        )
+                    )
+                times = [[_timed(way, value, device) for _ in range(LIMIT_ROUNDS)] for way in ways]
+            seconds += min(map(statistics.median, times))
+        found[dtype] = sum(2 * ROWS * outputs * inputs for outputs, inputs in shapes) / seconds
+    return found
+
+
+def _timed(run: Callable[..., object], given: object, device: str = "cpu") -> float:
+    start = time.perf_counter()
+    run(given)
+    if device != "cpu":  # contenders themselves give arrays, and so wait
+        import torch
+
+        torch.accelerator.synchronize()
+    return time.perf_counter() - start
