@@ -11,8 +11,8 @@ from conftest import GOLDEN
 
 import distilbert
 from distilbert.core.errors import InputError
-from distilbert.pt import products
-from distilbert.pt.inference import InferenceModel, quantize
+from distilbert.pt import products, quantize
+from distilbert.pt.inference import InferenceModel
 
 needs_bfloat16 = pytest.mark.skipif(
     not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no products in bfloat16"

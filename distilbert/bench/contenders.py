@@ -71,7 +71,11 @@ def random_model() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(folder, config, tensors, head=HEAD)
         # CTranslate2 does not convert a model without one.
-        (Path(folder) / "vocab.txt").write_text("".join(f"[unused{n}]\n" for n in range(config.vocab_size)))
+        words = [
+            *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+            *(f"[unused{n}]" for n in range(config.vocab_size - 5)),
+        ]
+        (Path(folder) / "vocab.txt").write_text("".join(f"{word}\n" for word in words))
         yield Path(folder)
 
 
@@ -113,6 +117,7 @@ def make_contenders(
         elif device != "cpu" and kind != "transformers":
             skip(name, "is timed on CPUs only")
         else:
+            importlib.import_module("transformers").logging.set_verbosity_error()  # it reports what it loads
             try:
                 made[name] = MAKERS[kind](model, dtype, device)
             except Exception as error:  # what a peer fails with is its own affair; the others go on

@@ -19,6 +19,7 @@ from distilbert.pt.heads import (  # noqa: E402
     DistilBertForSequenceClassification,
     DistilBertForTokenClassification,
 )
+from distilbert.pt.products import quantize  # noqa: E402
 
 __all__ = [
     "BertForMaskedLM",
@@ -35,4 +36,5 @@ __all__ = [
     "DistilBertForSequenceClassification",
     "DistilBertForTokenClassification",
     "DistilBertModel",
+    "quantize",
 ]

@@ -21,7 +21,7 @@ from distilbert.pt import heads
 from distilbert.pt.encoder import BertModel, DistilBertModel
 from distilbert.pt.loading import parse_device, to_array
 from distilbert.pt.model import PreTrainedModel
-from distilbert.pt.products import Int8Linear
+from distilbert.pt.products import quantize
 
 # By the stem of the family and the head.
 MODELS: dict[tuple[str, str], type[PreTrainedModel]] = {
@@ -68,20 +68,6 @@ def fast_dtype(device: torch.device) -> str:
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     return "bfloat16" if device.type == "cpu" and has_bfloat16_products() else "float32"
-
-
-def quantize(model: PreTrainedModel) -> PreTrainedModel:
-    """Make the layers of a float32 model on a CPU multiply in int8, in place, for inference.
-
-    Weights get a scale for each of their rows, and what they are multiplied with one for each batch. Embeddings and
-    heads stay as they are. docs/performance.md says what it gains and costs.
-    """
-    encoder: Any = model.base_model
-    for layer in encoder.layers():
-        for path, part in list(layer.named_modules()):
-            if type(part) is torch.nn.Linear:
-                layer.set_submodule(path, Int8Linear(part))
-    return model
 
 
 class InferenceModel:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -26,6 +26,8 @@ from distilbert.core.backends import has_int8_products
 EPILOGUES = {None: ("none", ""), "gelu": ("gelu", "none"), "gelu_new": ("gelu", "tanh"), "relu": ("relu", "")}
 ROWS = 1024  # for which oneDNN chooses a layout: a pipeline's batch on a CPU
 LEVELS = 255 if has_int8_products() else 127  # other CPUs add pairs of products up in 16 bits, which then must fit
+
+Quantized = TypeVar("Quantized", bound=nn.Module)
 
 
 class Int8Linear(nn.Module):
@@ -49,6 +51,20 @@ class Int8Linear(nn.Module):
     def forward(self, value: Tensor) -> Tensor:
         """Vectors (…, D) to vectors (…, O)."""
         return F.linear(value, self.weight.to(value.dtype) * self.scale[:, None], self.bias)
+
+
+def quantize(model: Quantized) -> Quantized:
+    """Make the layers of a float32 model on a CPU multiply in int8, in place, for inference.
+
+    Weights get a scale for each of their rows, and what they are multiplied with one for each batch. Embeddings and
+    heads stay as they are. docs/performance.md says what it gains and costs.
+    """
+    encoder: Any = model.base_model
+    for layer in encoder.layers():
+        for path, part in list(layer.named_modules()):
+            if type(part) is nn.Linear:
+                layer.set_submodule(path, Int8Linear(part))
+    return model
 
 
 @dataclass(frozen=True)
