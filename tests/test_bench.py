@@ -76,6 +76,7 @@ def test_numbers_for_programs():
         (["--backends", "torch,caffe"], "--backends names 'caffe', expected some of torch, tf, flax"),
         (["--dtypes", "int4"], "--dtypes names 'int4'"),
         (["--report", "bench.pdf"], "bench.pdf: expected the name of a .html or .png"),
+        (["--backends", "flax", "--dtypes", "int8"], "nobody is left to time"),
         (["--device", "cuda:77"], "device is 'cuda:77', which PyTorch cannot use here"),
     ],
 )

@@ -98,13 +98,18 @@ def by_a_state(model):
 
 def behind_the_back(model):
     model.distilbert.transformer.layer[0].ffn.lin2.weight.data.mul_(3)
-    model.train()
-    model(IDS)  # nothing is laid out in training
     model.eval()
 
 
+def by_a_fused_optimizer(model):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    model(IDS).logits.sum().backward()
+    answer(model)
+    optimizer.step()
+
+
 @needs_bfloat16
-@pytest.mark.parametrize("change", [in_place, by_another, by_a_state, behind_the_back])
+@pytest.mark.parametrize("change", [in_place, by_another, by_a_state, behind_the_back, by_a_fused_optimizer])
 def test_weights_that_change_are_noticed(change, calls):
     model = bfloat16()
     before = answer(model)
@@ -198,6 +203,11 @@ def test_int8_of_what_is_no_number():
 def test_int8_of_what_has_none():
     with pytest.raises(InputError, match="dtype is int8, which is for CPUs, not meta"):
         InferenceModel.from_pretrained("base", GOLDEN / "distilbert-base", dtype="int8", device="meta")
+
+
+def test_quantize_wants_float32():
+    with pytest.raises(InputError, match=r"the model is torch.bfloat16 on cpu, expected float32"):
+        quantize(load("torch", "base", dtype="bfloat16"))
 
 
 def test_quantize_leaves_embeddings_and_heads():

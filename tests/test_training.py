@@ -455,6 +455,29 @@ def test_labels_of_a_trained_head_stay_where_the_file_has_no_others(tiny, tmp_pa
     assert found.id2label == names["id2label"] if expected == 3 else found.problem_type == "regression"
 
 
+def test_several_labels_for_a_text(tiny, tmp_path):
+    lines = [
+        {"text": text, "label": label}
+        for text, label in (("a film", ["good"]), ("i know", []), ("the plot", ["bad", "good"]))
+    ]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines * 4))
+    arguments = ("text-classification", tmp_path / "data.jsonl")
+    model = shutil.copytree(tiny("sequence-classification"), tmp_path / "model")
+    with pytest.raises(InputError, match="has several labels for a text; begin with a classifier whose config names"):
+        finetune(model, tmp_path / "out", *arguments, settings=Settings(**QUICK), backend="pt")
+    config = json.loads((model / "config.json").read_text())
+    names = {"id2label": {0: "fair", 1: "bad", 2: "good"}, "label2id": {"fair": 0, "bad": 1, "good": 2}}
+    names["problem_type"] = "multi_label_classification"
+    (model / "config.json").write_text(json.dumps(config | names))
+    finetune(model, tmp_path / "out", *arguments, settings=Settings(**QUICK), backend="pt")
+    found = read_config(tmp_path / "out")
+    assert found.id2label == names["id2label"] and found.problem_type == names["problem_type"]
+    (tmp_path / "more.txt").write_text("a mess\n")
+    options = {"teacher": tmp_path / "out", "unlabelled": [tmp_path / "more.txt"], "settings": Settings(**QUICK)}
+    with pytest.raises(InputError, match="unlabelled texts are for one of several classes"):
+        finetune(model, tmp_path / "student", *arguments, backend="pt", **options)
+
+
 def test_an_answer_that_does_not_stand_where_the_file_says(tiny, tmp_path):
     record = {"question": "film", "context": "a film", "answers": {"text": ["film"], "answer_start": [1]}}
     (tmp_path / "data.jsonl").write_text(json.dumps(record) + "\n")

@@ -15,6 +15,7 @@ import numpy as np
 from distilbert.core.backends import choose_backend
 from distilbert.core.checkpoint import write_checkpoint
 from distilbert.core.config import Config, DistilBertConfig
+from distilbert.core.errors import InputError
 from distilbert.core.spec import constant, parameters, standard_deviation
 from distilbert.pipelines.batching import run_by_length
 
@@ -100,7 +101,7 @@ def make_contenders(
 
     Raises:
         CheckpointError: the model is absent, damaged, or no text classifier.
-        InputError: a type or device that a backend has not.
+        InputError: a type or device that a backend has not, or nobody is left.
     """
     made: dict[str, Run] = {}
     for backend, dtype in ((backend, dtype) for backend in backends for dtype in dtypes):
@@ -122,6 +123,8 @@ def make_contenders(
                 made[name] = MAKERS[kind](model, dtype, device)
             except Exception as error:  # what a peer fails with is its own affair; the others go on
                 skip(name, f"{type(error).__name__}: {error}".splitlines()[0])
+    if not made:
+        raise InputError("nobody is left to time; choose other backends or types")
     return made
 
 
@@ -188,11 +191,13 @@ def _onnx_runtime(model: str | Path, dtype: str, device: str) -> Run:
 
 def _openvino(model: str | Path, dtype: str, device: str) -> Run:
     import openvino
+    import torch
 
     loaded, given = _for_export(model)
     converted = openvino.convert_model(loaded, example_input=given)
     precision = {"float32": "f32", "bfloat16": "bf16"}[dtype]
-    options = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+    threads = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    options = {"INFERENCE_PRECISION_HINT": precision, **threads}
     request = openvino.Core().compile_model(converted, "CPU", options).create_infer_request()
     return _padded(lambda ids, mask: request.infer({0: ids, 1: mask}))
 

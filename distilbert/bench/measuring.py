@@ -15,9 +15,9 @@ from distilbert.core.config import Config
 from distilbert.core.spec import parameters
 
 WARM_UP = 2  # rounds that do not count
-ROWS = 1024  # of the products that the limit is measured with
+ROWS, ROWS_ON_ACCELERATOR = 1024, 65536  # of the products that the limit is measured with
 LIMIT_ROUNDS = 15
-CALLS = 10  # in a row that make a round of latencies
+CALLS = 20  # in a row that make a round of latencies
 
 Show = Callable[[str], None]
 
@@ -114,7 +114,7 @@ def flops_per_token(config: Config) -> int:
 
 
 def limits(config: Config, dtypes: Iterable[str], device: str) -> dict[str, float]:
-    """What the products of a layer reach alone, in FLOP/s by type, where PyTorch is installed.
+    """What the products of a layer reach alone, in FLOP/s by type, where PyTorch is installed and has the device.
 
     On CPUs with weights as oneDNN likes them, if that is faster.
     """
@@ -123,6 +123,13 @@ def limits(config: Config, dtypes: Iterable[str], device: str) -> dict[str, floa
     import torch
     import torch.nn.functional as F
 
+    from distilbert.pt.products import has_layouts
+
+    try:
+        rows = ROWS if torch.device(device).type == "cpu" else ROWS_ON_ACCELERATOR
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        return {}
     shapes = [row.shape for row in parameters(config, "base") if row.layer == 0 and len(row.shape) == 2]
     found = {}
     for dtype in dtypes:
@@ -130,10 +137,10 @@ def limits(config: Config, dtypes: Iterable[str], device: str) -> dict[str, floa
             continue
         seconds = 0.0
         for outputs, inputs in shapes:
-            value, weight = (torch.randn(n, inputs).to(device, getattr(torch, dtype)) for n in (ROWS, outputs))
+            value, weight = (torch.randn(n, inputs).to(device, getattr(torch, dtype)) for n in (rows, outputs))
             with torch.inference_mode():
                 ways: list[Run] = [lambda value, weight=weight: F.linear(value, weight)]  # type: ignore[misc]
-                if device == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported() and dtype != "float16":
+                if device == "cpu" and has_layouts() and dtype != "float16":
                     laid_out = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
                     ways.append(
                         lambda value, laid_out=laid_out: torch.ops.mkldnn._linear_pointwise(  # type: ignore[misc]
@@ -142,7 +149,7 @@ def limits(config: Config, dtypes: Iterable[str], device: str) -> dict[str, floa
                     )
                 times = [[_timed(way, value, device) for _ in range(LIMIT_ROUNDS)] for way in ways]
             seconds += min(map(statistics.median, times))
-        found[dtype] = sum(2 * ROWS * outputs * inputs for outputs, inputs in shapes) / seconds
+        found[dtype] = sum(2 * rows * outputs * inputs for outputs, inputs in shapes) / seconds
     return found
 
 
@@ -152,5 +159,5 @@ def _timed(run: Callable[..., object], given: object, device: str = "cpu") -> fl
     if device != "cpu":  # contenders themselves give arrays, and so wait
         import torch
 
-        torch.accelerator.synchronize()
+        torch.accelerator.synchronize(torch.device(device))
     return time.perf_counter() - start

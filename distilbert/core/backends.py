@@ -59,7 +59,7 @@ def has_int8_products() -> bool:
 def cpu_features() -> frozenset[str]:
     """What this machine's CPU can do, in Linux's words; nothing is known elsewhere."""
     try:
-        known = Path("/proc/cpuinfo").read_text("utf-8")
+        known = Path("/proc/cpuinfo").read_text("utf-8", errors="replace")
     except OSError:
         return frozenset()
     found = re.search(r"^(?:flags|Features)\s*:(.*)$", known, re.MULTILINE)

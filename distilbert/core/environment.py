@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import platform
@@ -26,10 +27,12 @@ def environment(device: str) -> dict[str, str]:
     if device != "cpu" and importlib.util.find_spec("torch") is not None:
         import torch
 
-        found["accelerator"] = torch.cuda.get_device_name() if torch.cuda.is_available() else device
+        found["accelerator"] = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
     for name in PACKAGES:
         if importlib.util.find_spec(name) is not None:
-            found[name] = metadata.version(name)
+            # A package may come under another name, such as tensorflow-cpu.
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                found[name] = metadata.version(name)
     return found
 
 

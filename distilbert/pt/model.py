@@ -19,6 +19,7 @@ from distilbert.core.spec import Family, Parameter, parameters
 from distilbert.pt import loading, surgery
 from distilbert.pt.attention import IMPLEMENTATIONS
 from distilbert.pt.parameters import FromSpec, initialize, tie
+from distilbert.pt.products import forget_products
 
 
 class PreTrainedModel(FromSpec):
@@ -178,6 +179,11 @@ class PreTrainedModel(FromSpec):
         return checkpoint.write_checkpoint(
             folder, config, tensors, head=self.head, max_shard_size=max_shard_size, family=self.family
         )
+
+    def train(self, mode: bool = True) -> Self:
+        """As every module's; and what was laid out of the weights for inference is forgotten (``products.py``)."""
+        forget_products(self)
+        return super().train(mode)
 
     def init_weights(self) -> None:
         """Give every parameter a new initial value, as training from nothing does."""

@@ -17,10 +17,13 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.modules import module as global_hooks
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from distilbert.core.backends import has_int8_products
+from distilbert.core.errors import InputError
 
 # What oneDNN can do to a product before it leaves the registers, by the config's name: name, and which approximation.
 EPILOGUES = {None: ("none", ""), "gelu": ("gelu", "none"), "gelu_new": ("gelu", "tanh"), "relu": ("relu", "")}
@@ -57,8 +60,13 @@ def quantize(model: Quantized) -> Quantized:
     """Make the layers of a float32 model on a CPU multiply in int8, in place, for inference.
 
     Weights get a scale for each of their rows, and what they are multiplied with one for each batch. Embeddings and
-    heads stay as they are. docs/performance.md says what it gains and costs.
+    heads stay as they are; prune heads before. docs/performance.md says what it gains and costs.
+
+    Raises:
+        InputError: a model of another type, or elsewhere.
     """
+    if model.dtype != torch.float32 or model.device.type != "cpu":
+        raise InputError(f"the model is {model.dtype} on {model.device}, expected float32 on a CPU: load it so")
     encoder: Any = model.base_model
     for layer in encoder.layers():
         for path, part in list(layer.named_modules()):
@@ -73,7 +81,7 @@ class Product:
 
     Copies would go unnoticed when their origin changes; so each use asks whether it has. What autograd itself is blind
     to, a change through ``.data`` or through a numpy array of the same memory, this is blind to as well, until
-    ``train`` is called and the model runs.
+    ``train`` or ``eval`` of the whole model is called, an optimiser takes a step, or a gradient may be asked for.
     """
 
     origin: tuple[Tensor, ...]
@@ -121,7 +129,7 @@ class Product:
 def quantize_rows(value: Tensor) -> tuple[Tensor, float, int]:
     """Values rounded to bytes, and the scale and the zero that give them back: ``(bytes - zero) * scale``."""
     low, high = (float(edge) for edge in value.aminmax())
-    if not math.isfinite(high - low):  # as a product with the module would be
+    if not math.isfinite(high - low):  # one scale for all of it: so all of it is no number
         return torch.zeros_like(value, dtype=torch.uint8), math.nan, 1
     low, high = min(low, 0.0), max(high, 0.0)
     scale = max((high - low) / LEVELS, torch.finfo(torch.float32).tiny)
@@ -147,7 +155,7 @@ PRODUCTS: WeakKeyDictionary[nn.Module, dict[tuple[str, ...], Product]] = WeakKey
 
 def product_of(owner: nn.Module, roles: tuple[str, ...], parts: Sequence[nn.Module], value: Tensor) -> Product | None:
     """The weights of ``parts``, which have these roles in ``owner``, laid out for ``value``; None to leave them be."""
-    if owner.training:
+    if owner.training or torch.is_grad_enabled():
         PRODUCTS.pop(owner, None)
     if not (can_be_laid_out(value) and all(is_plain(part, value.dtype) for part in parts)):
         return None
@@ -164,25 +172,42 @@ def can_be_laid_out(value: Tensor) -> bool:
         and value.numel() > 0
         and type(value) is Tensor
         and not torch.is_grad_enabled()
+        and forward_ad._current_level < 0
         and not torch.is_autocast_enabled("cpu")
-        and bool(torch.backends.mkldnn.enabled)
+        and has_layouts()
         and not is_traced()
         and _get_current_dispatch_mode() is None
         and not (global_hooks._global_forward_hooks or global_hooks._global_forward_pre_hooks)
     )
 
 
+def has_layouts() -> bool:
+    """Whether oneDNN is part of this PyTorch, switched on, and has products in bfloat16 for this CPU."""
+    mkldnn = torch.backends.mkldnn
+    return mkldnn.is_available() and bool(mkldnn.enabled) and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def forget_products(model: nn.Module) -> None:
+    """Lay a model's weights out anew when it next runs, whatever has happened to them."""
+    for module in model.modules():
+        PRODUCTS.pop(module, None)
+
+
+# Fused optimisers write to parameters without counting it.
+register_optimizer_step_post_hook(lambda *_: PRODUCTS.clear())
+
+
 def is_plain(part: nn.Module, dtype: torch.dtype) -> bool:
     """Whether a module is a linear layer whose products with ``dtype`` gain by a layout, and nothing but that."""
     if type(part) is nn.Linear:
-        gains = dtype == part.weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        gains = gains and type(part.weight) is type(part.bias) is nn.Parameter
+        gains = dtype == part.weight.dtype == torch.bfloat16 and type(part.weight) is type(part.bias) is nn.Parameter
     elif type(part) is Int8Linear:
         gains = dtype == torch.float32
     else:
         return False
     has_hooks = part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part)
-    return gains and not has_hooks and not part.weight.is_inference()  # these do not count how often they were written
+    # Tensors made in inference mode do not count how often they were written to.
+    return gains and not has_hooks and not any(value.is_inference() for value in tensors_of([part]))
 
 
 def is_traced() -> bool:

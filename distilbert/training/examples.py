@@ -99,7 +99,13 @@ class TextClassification:
 
     def labels(self, file: str, options: dict[str, Any]) -> dict[str, Any]:
         """The config fields that the labels of a file ask for: numbers count up to the largest, names are sorted."""
-        found = [str(read.label).strip() for read in data.read_texts(file, **options)]
+        labels = [read.label for read in data.read_texts(file, **options)]
+        if any(isinstance(label, list) for label in labels):
+            raise InputError(
+                f"{file}: has several labels for a text; begin with a classifier whose config names them and has the "
+                'problem_type "multi_label_classification"'
+            )
+        found = [str(label).strip() for label in labels]
         if all(re.fullmatch(r"\d{1,4}", label) for label in found):
             return {"num_labels": max(map(int, found), default=0) + 1}
         if all(re.fullmatch(r"[-+]?\d*\.?\d+(e[-+]?\d+)?", label) for label in found):

@@ -221,6 +221,8 @@ class Run:
         if self.log:
             finite = {name: value for name, value in found.metrics.items() if math.isfinite(value)}
             self.log.add(EVALUATED, position.step, finite, epoch=step.epoch + 1)
+        if math.isnan(value):  # a correlation of what is constant
+            value = math.inf if found.is_loss else -math.inf
         is_better = position.best is None or (value < position.best if found.is_loss else value > position.best)
         if is_better:
             position.best, position.best_step, position.waited = value, position.step, 0

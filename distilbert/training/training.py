@@ -120,6 +120,8 @@ def finetune(
     examples = kind.read(str(data), asked.config, options)
     if not examples:
         raise InputError(f"{data}: holds no examples")
+    if unlabelled and (asked.config.num_labels == 1 or asked.config.problem_type == "multi_label_classification"):
+        raise InputError("unlabelled texts are for one of several classes, not for numbers or several labels at a time")
     for file in unlabelled:
         examples += [Example({"text": line}, IGNORED) for _, line in files.read_lines(str(file)) if line.strip()]
     source = make_examples(kind, examples, asked, _teacher(kind, teacher, tokenizer, backend, device))
@@ -283,15 +285,17 @@ def _labels(
         return {}
     known = read_config(model if teacher is None else teacher)
     if teacher is None:
-        found = kind.labels(file, options)
         cls = family_of(known).class_name(TASKS[kind.name].head)
         is_trained = any(name.endswith(cls) for name in known.architectures or ())
-        names = set(found["id2label"].values()) if "id2label" in found else set()
+        if is_trained and known.problem_type == "multi_label_classification":
+            return {"problem_type": known.problem_type}
+        found = kind.labels(file, options)
+        names = {name.casefold() for name in found["id2label"].values()} if "id2label" in found else set()
         if known.num_labels == 1:  # a regression: any numbers will do
             fits = not names
         else:
             fits = found.get("problem_type") != "regression" and found["num_labels"] <= known.num_labels
-        if not is_trained or not fits or names - set(known.id2label.values()):
+        if not is_trained or not fits or names - {name.casefold() for name in known.id2label.values()}:
             return found
     return {
         "num_labels": known.num_labels,
