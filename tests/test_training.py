@@ -498,6 +498,11 @@ def test_a_teacher_of_other_dimensions(tiny, corpus, tmp_path):
     assert distill(tiny("masked-lm"), tmp_path / "out", corpus, **options).step == 4
 
 
+def test_a_teacher_that_scores_no_words(tiny, corpus, tmp_path):
+    with pytest.raises(InputError, match="has the head sequence-classification, expected a masked LM's"):
+        distill(tiny("masked-lm"), tmp_path / "out", corpus, teacher=tiny("sequence-classification"), backend="pt")
+
+
 def test_a_perfect_teacher_leaves_nothing_to_learn(tiny, corpus, tmp_path):
     recipe = Recipe(masked_lm_weight=0.0, hidden_state_weight=1.0)
     model = tiny("masked-lm")

@@ -96,10 +96,11 @@ def chart(report: Report, kind: str) -> bytes:
     """
     require_backend("matplotlib", "parity")
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter, ScalarFormatter
 
     panels = len(report.mixes) + bool(report.latencies)
     most = max([len(measured) for measured in report.mixes.values()], default=4)
-    figure = Figure(figsize=(4.6 * panels, 1.6 + 0.34 * most), layout="constrained")
+    figure = Figure(figsize=(4.6 * panels, 2.4 + 0.3 * most), layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
     for axis, (mix, measured) in zip(axes, report.mixes.items(), strict=False):
         ordered = sorted(measured, key=lambda one: -one.median)
@@ -119,6 +120,10 @@ def chart(report: Report, kind: str) -> bytes:
             axis.plot(*zip(*line, strict=True), style, label=name, markersize=3.5, linewidth=1.3)
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
+        axis.set_xticks(sorted({one.length for one in report.latencies}))
+        axis.xaxis.set_major_formatter(ScalarFormatter())
+        for formatter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            formatter(LogFormatter(minor_thresholds=(2, 0.5)))
         axis.set_title("one text at a time", fontsize=9)
         axis.set_xlabel("tokens", fontsize=8)
         axis.set_ylabel("ms, median", fontsize=8)

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
+from distilbert.conversion.source import head_of
 from distilbert.core.backends import choose_backend, require_backend
 from distilbert.core.config import Config, read_config
 from distilbert.core.errors import InputError
@@ -172,7 +173,8 @@ def distill(
         CheckpointError: the student, teacher or corpus is absent or damaged; ``folder`` holds something else, or is
             full.
         ConfigError: settings that contradict each other.
-        InputError: a teacher or corpus that does not fit the student, or a loss that is not finite.
+        InputError: a teacher or corpus that does not fit the student, a teacher without a masked LM's head, or a loss
+            that is not finite.
         MissingBackendError: the framework, or a library for logs, is not installed.
     """
     settings = settings or Settings()
@@ -189,7 +191,12 @@ def distill(
     _check(folder, settings, identity, overwrite)
     tokenizer = DistilBertTokenizer.from_pretrained(student)
     if teacher is not None:
-        _check_teacher(read_config(student), read_config(teacher), recipe)
+        config = read_config(teacher)
+        if (head := head_of(teacher, config)) not in ("masked-lm", "pretraining"):
+            raise InputError(
+                f"{teacher}: has the head {head}, expected a masked LM's: what it teaches is words' scores"
+            )
+        _check_teacher(read_config(student), config, recipe)
     return _train_masked_lm(
         *(student, folder, recipe, tokenizer, settings, identity, backend, device, overwrite),
         source=MaskedTexts.of_corpus(Corpus(corpus), recipe, tokenizer),
