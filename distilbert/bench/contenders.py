@@ -83,7 +83,7 @@ def random_model() -> Iterator[Path]:
 def make_contenders(
     model: str | Path,
     backends: Iterable[str],
-    dtypes: Iterable[str],
+    dtypes: Sequence[str],
     device: str,
     *,
     peers: bool = False,
@@ -94,7 +94,7 @@ def make_contenders(
     Args:
         model: a folder with a text classifier.
         backends: ``"torch"``, ``"tf"``, ``"flax"``.
-        dtypes: of ours: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"``.
+        dtypes: of all: ``"float32"``, ``"bfloat16"``, ``"float16"``, ``"int8"``.
         device: where ours compute; of the peers only transformers can follow.
         peers: also those of ``PEERS`` that are installed.
         skip: is told who cannot take part, and why.
@@ -112,6 +112,8 @@ def make_contenders(
         made[f"{backend} {dtype}"] = _ours(inference.from_pretrained(HEAD, model, dtype=dtype, device=device))
     for name, packages in PEERS.items() if peers else ():
         kind, _, dtype = name.rpartition(" ")
+        if dtype not in dtypes:
+            continue
         missing = [package for package in packages if importlib.util.find_spec(package) is None]
         if missing:
             skip(name, f"{missing[0]} is not installed")
