@@ -102,8 +102,9 @@ class InferenceModel:
         target = parse_device(device)
         if dtype == "int8" and target.type != "cpu":
             raise InputError(f"dtype is int8, which is for CPUs, not {target}; take bfloat16")
-        stored = {"auto": fast_dtype(target), "int8": "float32"}.get(dtype or "", dtype)
-        model, report = load(head, name_or_path, where=where, dtype=stored, device=target, output_loading_info=True)
+        dtype = fast_dtype(target) if dtype == "auto" else dtype
+        options = {"dtype": "float32" if dtype == "int8" else dtype, "device": target, "output_loading_info": True}
+        model, report = load(head, name_or_path, where=where, **options)
         require_head(report, head, name_or_path)
         return cls(quantize(model) if dtype == "int8" else model)
 

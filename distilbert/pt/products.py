@@ -9,6 +9,7 @@ O outputs, D inputs.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -28,7 +29,6 @@ from distilbert.core.errors import InputError
 # What oneDNN can do to a product before it leaves the registers, by the config's name: name, and which approximation.
 EPILOGUES = {None: ("none", ""), "gelu": ("gelu", "none"), "gelu_new": ("gelu", "tanh"), "relu": ("relu", "")}
 ROWS = 1024  # for which oneDNN chooses a layout: a pipeline's batch on a CPU
-LEVELS = 255 if has_int8_products() else 127  # other CPUs add pairs of products up in 16 bits, which then must fit
 
 Quantized = TypeVar("Quantized", bound=nn.Module)
 
@@ -110,7 +110,7 @@ class Product:
     def is_of(self, parts: Sequence[nn.Module]) -> bool:
         """Whether these are still the weights of ``parts``."""
         tensors = tensors_of(parts)
-        return all(map(lambda one, other: one is other, self.origin, tensors)) and self.state == state_of(tensors)
+        return all(map(operator.is_, self.origin, tensors)) and self.state == state_of(tensors)
 
     def __call__(self, value: Tensor, activation: str | None = None) -> Sequence[Tensor]:
         """What each part makes of ``value`` (…, D), after the activation of that name."""
@@ -118,7 +118,7 @@ class Product:
         if self.scale is None:
             product = torch.ops.mkldnn._linear_pointwise(value, self.weight, self.bias, name, [], variant)
         else:
-            rounded, scale, zero = quantize_rows(value)
+            rounded, scale, zero = round_to_bytes(value)
             weights = (self.weight, self.scale, self.zero, self.bias)
             product = torch.ops.onednn.qlinear_pointwise(
                 *(rounded, scale, zero, *weights, 1.0, 0, torch.float32, name, [], variant)
@@ -126,15 +126,16 @@ class Product:
         return [product] if len(self.sizes) == 1 else product.split(self.sizes, -1)
 
 
-def quantize_rows(value: Tensor) -> tuple[Tensor, float, int]:
+def round_to_bytes(value: Tensor) -> tuple[Tensor, float, int]:
     """Values rounded to bytes, and the scale and the zero that give them back: ``(bytes - zero) * scale``."""
     low, high = (float(edge) for edge in value.aminmax())
     if not math.isfinite(high - low):  # one scale for all of it: so all of it is no number
         return torch.zeros_like(value, dtype=torch.uint8), math.nan, 1
     low, high = min(low, 0.0), max(high, 0.0)
-    scale = max((high - low) / LEVELS, torch.finfo(torch.float32).tiny)
+    levels = 255 if has_int8_products() else 127  # other CPUs add pairs of products up in 16 bits, which must fit
+    scale = max((high - low) / levels, torch.finfo(torch.float32).tiny)
     zero = round(-low / scale)
-    return value.mul(1 / scale).add_(zero).round_().clamp_(0, LEVELS).to(torch.uint8), scale, zero
+    return value.mul(1 / scale).add_(zero).round_().clamp_(0, levels).to(torch.uint8), scale, zero
 
 
 def tensors_of(parts: Sequence[nn.Module]) -> tuple[Tensor, ...]:
@@ -155,9 +156,12 @@ PRODUCTS: WeakKeyDictionary[nn.Module, dict[tuple[str, ...], Product]] = WeakKey
 
 def product_of(owner: nn.Module, roles: tuple[str, ...], parts: Sequence[nn.Module], value: Tensor) -> Product | None:
     """The weights of ``parts``, which have these roles in ``owner``, laid out for ``value``; None to leave them be."""
+    if is_traced():
+        return None
     if owner.training or torch.is_grad_enabled():
         PRODUCTS.pop(owner, None)
-    if not (can_be_laid_out(value) and all(is_plain(part, value.dtype) for part in parts)):
+        return None
+    if not (all(is_plain(part, value.dtype) for part in parts) and can_be_laid_out(value)):
         return None
     known = PRODUCTS.setdefault(owner, {})
     if roles not in known or not known[roles].is_of(parts):
@@ -171,11 +175,9 @@ def can_be_laid_out(value: Tensor) -> bool:
         value.device.type == "cpu"
         and value.numel() > 0
         and type(value) is Tensor
-        and not torch.is_grad_enabled()
         and forward_ad._current_level < 0
         and not torch.is_autocast_enabled("cpu")
         and has_layouts()
-        and not is_traced()
         and _get_current_dispatch_mode() is None
         and not (global_hooks._global_forward_hooks or global_hooks._global_forward_pre_hooks)
     )
