@@ -20,7 +20,7 @@ import numpy as np
 
 from distilbert.core.checkpoint import write_checkpoint
 from distilbert.core.config import BertConfig
-from distilbert.core.spec import constant, parameters, standard_deviation
+from distilbert.core.spec import initial_value, parameters
 from distilbert.core.tokenizer import BertTokenizer
 from distilbert.distillation.corpus import prepare_corpus
 from distilbert.distillation.student import init_student
@@ -141,9 +141,7 @@ def make_bert(folder, tokenizer, size, seed=0):
     )
     rng = np.random.default_rng(seed)
     tensors = {
-        row.name: rng.normal(constant(row), standard_deviation(row, config), row.shape).astype(np.float32)
-        for row in parameters(config, "masked-lm")
-        if row.tied_to is None
+        row.name: initial_value(row, config, rng) for row in parameters(config, "masked-lm") if row.tied_to is None
     }
     write_checkpoint(folder, config, tensors, head="masked-lm")
     tokenizer.save_pretrained(folder)

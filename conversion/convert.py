@@ -17,19 +17,15 @@ from distilbert.conversion import keras_hub, keras_hub_writer
 from distilbert.conversion.source import EVERY_FORMAT, NAMES, Source, open_source
 from distilbert.conversion.verification import Verification, VerificationError, compare, require_frameworks
 from distilbert.core.checkpoint import FORMATS, Save, oriented, pair, shown
-from distilbert.core.config import Config
 from distilbert.core.errors import CheckpointError, InputError
 from distilbert.core.files import flush, replace_files
 from distilbert.core.formats import DTYPES, TILE, counted, forget, same_bits
 from distilbert.core.spec import (
     Family,
     Kind,
-    Parameter,
     canonical_name,
-    constant,
+    initial_value,
     parameters,
-    sinusoidal_positions,
-    standard_deviation,
 )
 from distilbert.core.tokenizer import FILES as TOKENIZER_FILES
 from distilbert.core.tokenizer import TOKENIZER_FILE, VOCAB_FILE, DistilBertTokenizer
@@ -268,7 +264,7 @@ def _plan(
                 problems.append(f"{shown(name)} is {source.tensors[name].shape}, which contradicts the config")
                 continue
         elif row.kind is Kind.SINUSOID or row.name in allow_missing:
-            value = _initial(row, source.config)
+            value = initial_value(row, source.config, np.random.default_rng(0))
         else:
             problems.append(f"{row.name} is missing")
             continue
@@ -300,14 +296,6 @@ def _plan(
 
 def _is_float(tensor: np.ndarray) -> bool:
     return tensor.dtype.kind in "fV"  # V: what numpy lacks and ml_dtypes has
-
-
-def _initial(row: Parameter, config: Config) -> np.ndarray:
-    """Values for a parameter that the source lacks."""
-    if row.kind is Kind.SINUSOID:
-        return sinusoidal_positions(*row.shape)
-    generator = np.random.default_rng(0)
-    return generator.normal(constant(row), standard_deviation(row, config), row.shape).astype(np.float32)
 
 
 @contextmanager

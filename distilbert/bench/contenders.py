@@ -5,18 +5,19 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from distilbert.core.backends import choose_backend
+from distilbert.core.batches import pad
 from distilbert.core.checkpoint import write_checkpoint
-from distilbert.core.config import Config, DistilBertConfig
+from distilbert.core.config import Config, DistilBertConfig, read_config
 from distilbert.core.errors import InputError
-from distilbert.core.spec import constant, parameters, standard_deviation
+from distilbert.core.spec import initial_value, parameters
 from distilbert.pipelines.batching import run_by_length
 
 HEAD = "sequence-classification"
@@ -28,17 +29,15 @@ LONGEST = 512
 
 Sequences = Sequence[Sequence[int]]
 Run = Callable[[Sequences], object]  # of all sequences, in whatever batches suit it
+Call = Callable[[np.ndarray, np.ndarray], object]  # of the ids and the mask of a padded batch
 
-# By name, the packages that a peer needs.
-PEERS = {
-    "transformers float32": ("transformers", "torch"),
-    "transformers bfloat16": ("transformers", "torch"),
-    "ONNX Runtime float32": ("onnxruntime", "onnx", "transformers", "torch"),
-    "OpenVINO float32": ("openvino", "transformers", "torch"),
-    "OpenVINO bfloat16": ("openvino", "transformers", "torch"),
-    "CTranslate2 float32": ("ctranslate2", "transformers", "torch"),
-    "CTranslate2 int8": ("ctranslate2", "transformers", "torch"),
-}
+
+class Peer(NamedTuple):
+    """What people would take instead."""
+
+    make: Callable[[str | Path, str, str], Call]  # from a model's folder, a type and a device
+    needs: tuple[str, ...]  # packages
+    dtypes: tuple[str, ...]
 
 
 def drawn_lengths(mix: str, config: Config, share: float = 1.0) -> list[list[int]]:
@@ -65,10 +64,7 @@ def random_model() -> Iterator[Path]:
     """A folder with a classifier of distilbert-base's shape and random weights, on which speed does not depend."""
     config = DistilBertConfig()
     rng = np.random.default_rng(0)
-    tensors = {
-        row.name: rng.normal(constant(row), standard_deviation(row, config), row.shape).astype(np.float32)
-        for row in parameters(config, HEAD)
-    }
+    tensors = {row.name: initial_value(row, config, rng) for row in parameters(config, HEAD) if row.tied_to is None}
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint(folder, config, tensors, head=HEAD)
         # CTranslate2 does not convert a model without one.
@@ -110,11 +106,11 @@ def make_contenders(
             continue
         inference = importlib.import_module(f"{choose_backend(backend)}.inference").InferenceModel
         made[f"{backend} {dtype}"] = _ours(inference.from_pretrained(HEAD, model, dtype=dtype, device=device))
-    for name, packages in PEERS.items() if peers else ():
-        kind, _, dtype = name.rpartition(" ")
-        if dtype not in dtypes:
-            continue
-        missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    config = read_config(model)
+    taking_part = ((kind, peer, dtype) for kind, peer in PEERS.items() for dtype in peer.dtypes if dtype in dtypes)
+    for kind, peer, dtype in taking_part if peers else ():
+        name = f"{kind} {dtype}"
+        missing = [package for package in peer.needs if importlib.util.find_spec(package) is None]
         if missing:
             skip(name, f"{missing[0]} is not installed")
         elif device != "cpu" and kind != "transformers":
@@ -122,7 +118,7 @@ def make_contenders(
         else:
             importlib.import_module("transformers").logging.set_verbosity_error()  # it reports what it loads
             try:
-                made[name] = MAKERS[kind](model, dtype, device)
+                made[name] = _padded(peer.make(model, dtype, device), config)
             except Exception as error:  # what a peer fails with is its own affair; the others go on
                 skip(name, f"{type(error).__name__}: {error}".splitlines()[0])
     if not made:
@@ -134,24 +130,18 @@ def _ours(model: Any) -> Run:
     return lambda sequences: run_by_length(model, sequences, lambda number, outputs: outputs["logits"])
 
 
-def _padded(call: Callable[[np.ndarray, np.ndarray], object]) -> Run:
+def _padded(call: Call, config: Config) -> Run:
     """Batches of 32, sorted by length: what peers are good at."""
 
     def run(sequences: Sequences) -> list[object]:
         rows = sorted(sequences, key=len, reverse=True)
-        found = []
-        for start in range(0, len(rows), BATCH):
-            part = rows[start : start + BATCH]
-            mask = (np.arange(len(part[0])) < np.array([[len(row)] for row in part])).astype(np.int64)
-            ids = np.zeros_like(mask)
-            ids[mask == 1] = np.concatenate(part)
-            found.append(call(ids, mask))
-        return found
+        batches = (pad(rows[start : start + BATCH], None, HEAD, config) for start in range(0, len(rows), BATCH))
+        return [call(batch["input_ids"], batch["attention_mask"]) for batch in batches]
 
     return run
 
 
-def _transformers(model: str | Path, dtype: str, device: str) -> Run:
+def _transformers(model: str | Path, dtype: str, device: str) -> Call:
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -162,7 +152,7 @@ def _transformers(model: str | Path, dtype: str, device: str) -> Run:
         given = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
         return loaded(**{name: value.to(device) for name, value in given.items()}).logits.float().cpu()
 
-    return _padded(call)
+    return call
 
 
 def _for_export(model: str | Path) -> tuple[Any, dict[str, Any]]:
@@ -175,7 +165,7 @@ def _for_export(model: str | Path) -> tuple[Any, dict[str, Any]]:
     return loaded, dict.fromkeys(("input_ids", "attention_mask"), torch.ones(2, 16, dtype=torch.long))
 
 
-def _onnx_runtime(model: str | Path, dtype: str, device: str) -> Run:
+def _onnx_runtime(model: str | Path, dtype: str, device: str) -> Call:
     import onnxruntime
     import torch
 
@@ -188,10 +178,10 @@ def _onnx_runtime(model: str | Path, dtype: str, device: str) -> Run:
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = torch.get_num_threads()
         session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
-    return _padded(lambda ids, mask: session.run(None, dict(zip(given, (ids, mask), strict=True))))
+    return lambda ids, mask: session.run(None, dict(zip(given, (ids, mask), strict=True)))
 
 
-def _openvino(model: str | Path, dtype: str, device: str) -> Run:
+def _openvino(model: str | Path, dtype: str, device: str) -> Call:
     import openvino
     import torch
 
@@ -201,10 +191,10 @@ def _openvino(model: str | Path, dtype: str, device: str) -> Run:
     threads = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     options = {"INFERENCE_PRECISION_HINT": precision, **threads}
     request = openvino.Core().compile_model(converted, "CPU", options).create_infer_request()
-    return _padded(lambda ids, mask: request.infer({0: ids, 1: mask}))
+    return lambda ids, mask: request.infer({0: ids, 1: mask})
 
 
-def _ctranslate2(model: str | Path, dtype: str, device: str) -> Run:
+def _ctranslate2(model: str | Path, dtype: str, device: str) -> Call:
     import ctranslate2
     import torch
 
@@ -217,12 +207,12 @@ def _ctranslate2(model: str | Path, dtype: str, device: str) -> Run:
         rows = [row[:length].tolist() for row, length in zip(ids, mask.sum(1), strict=True)]
         return np.array(encoder.forward_batch(rows).last_hidden_state)
 
-    return _padded(call)
+    return call
 
 
-MAKERS: Mapping[str, Callable[[str | Path, str, str], Run]] = {
-    "transformers": _transformers,
-    "ONNX Runtime": _onnx_runtime,
-    "OpenVINO": _openvino,
-    "CTranslate2": _ctranslate2,
+PEERS = {
+    "transformers": Peer(_transformers, ("transformers", "torch"), ("float32", "bfloat16")),
+    "ONNX Runtime": Peer(_onnx_runtime, ("onnxruntime", "onnx", "transformers", "torch"), ("float32",)),
+    "OpenVINO": Peer(_openvino, ("openvino", "transformers", "torch"), ("float32", "bfloat16")),
+    "CTranslate2": Peer(_ctranslate2, ("ctranslate2", "transformers", "torch"), ("float32", "int8")),
 }

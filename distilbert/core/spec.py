@@ -506,6 +506,14 @@ def constant(parameter: Parameter) -> float:
     return 1.0 if parameter.kind is Kind.NORM_SCALE else 0.0
 
 
+def initial_value(parameter: Parameter, config: Config, generator: np.random.Generator) -> np.ndarray:
+    """The values of a new parameter, float32, where no framework draws them."""
+    if parameter.kind is Kind.SINUSOID:
+        return sinusoidal_positions(*parameter.shape)
+    spread = standard_deviation(parameter, config)
+    return generator.normal(constant(parameter), spread, parameter.shape).astype(np.float32)
+
+
 def is_decayed(parameter: Parameter) -> bool:
     """Whether weight decay pulls the parameter towards 0: weights and embeddings, no bias and no norm."""
     return parameter.kind in (Kind.WORD_EMBEDDING, Kind.EMBEDDING, Kind.WEIGHT)
