@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import resources
 from typing import Any
 
 from distilbert.bench.measuring import Latency, Throughput
 from distilbert.core.backends import require_backend
+from distilbert.core.pages import render
 
 OURS, PEERS = "#c8571b", "#8b857c"
 
@@ -143,13 +143,8 @@ def page(report: Report) -> str:
         MissingBackendError: matplotlib is missing.
     """
     picture = chart(report, "svg").decode()
-    import jinja2
-
     tables = [(f"{mix} texts", *throughput_table(measured, report.limits)) for mix, measured in report.mixes.items()]
     if report.latencies:
         tables.append(("One text at a time", *latency_table(report.latencies)))
-    template = resources.files("distilbert.bench").joinpath("report.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(template).render(
-        report=report, chart=picture[picture.index("<svg") :], tables=tables, is_ours=is_ours
-    )
+    values = {"report": report, "chart": picture[picture.index("<svg") :], "tables": tables, "is_ours": is_ours}
+    return render("distilbert.bench", "report.html", **values)

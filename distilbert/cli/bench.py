@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Collection
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +14,7 @@ from distilbert.bench import MIXES, drawn_lengths, latencies, limits, make_conte
 from distilbert.bench.reporting import Report, chart, latency_table, page, throughput_table
 from distilbert.cli.conversion import AsJson
 from distilbert.cli.terminal import exit_statuses, print_json, print_table
-from distilbert.core.backends import BACKENDS, require_backend
+from distilbert.core.backends import BACKENDS, installed, require_backend
 from distilbert.core.config import read_config
 from distilbert.core.environment import environment
 from distilbert.core.errors import InputError
@@ -63,8 +62,7 @@ def bench(
             require_backend("matplotlib", "parity")
             if report.suffix not in (".html", ".png") or report.is_dir() or not report.parent.is_dir():
                 raise InputError(f"{report}: expected the name of a .html or .png in a folder that is there")
-        installed = [name for name, (module, _) in BACKENDS.items() if importlib.util.find_spec(module) is not None]
-        chosen = _some(backends, "backends", BACKENDS) if backends else installed
+        chosen = _some(backends, "backends", BACKENDS) if backends else installed()
         types = _some(dtypes, "dtypes", DTYPES)
         chosen_mixes = _some(mixes, "mixes", MIXES)
         model = path or str(stack.enter_context(random_model()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -12,8 +11,7 @@ import typer
 from distilbert.cli.conversion import AsJson, SourceHead
 from distilbert.cli.terminal import exit_statuses, print_json, print_table
 from distilbert.conversion.source import head_of
-from distilbert.core.backends import BACKENDS as FRAMEWORKS
-from distilbert.core.backends import require_backend
+from distilbert.core.backends import installed, require_backend
 from distilbert.core.config import read_config
 from distilbert.core.environment import environment
 from distilbert.core.errors import InputError
@@ -96,7 +94,7 @@ def _chosen(backends: str | None) -> list[str]:
         InputError: one that does not exist.
     """
     if backends is None:
-        return [name for name in BACKENDS if importlib.util.find_spec(FRAMEWORKS[framework_of(name)][0]) is not None]
+        return [name for name in BACKENDS if framework_of(name) in installed()]
     chosen = [{"pt": "torch"}.get(name.strip(), name.strip()) for name in backends.split(",")]
     for name in chosen:
         if name not in BACKENDS:

@@ -35,6 +35,11 @@ def choose_backend(extra: str | None = None) -> str:
     raise MissingBackendError(f'{wanted} is not installed; try: pip install "distilbert[{extra or "torch"}]"')
 
 
+def installed() -> list[str]:
+    """The extras whose frameworks are there."""
+    return [name for name, (module, _) in BACKENDS.items() if importlib.util.find_spec(module) is not None]
+
+
 def require_backend(module: str, extra: str) -> None:
     """Say which extra to install where a framework is missing.
 

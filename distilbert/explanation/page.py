@@ -11,13 +11,12 @@ import unicodedata
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from itertools import groupby
 from math import floor, log10
 
-import jinja2
 import numpy as np
 
+from distilbert.core.pages import render
 from distilbert.explanation.explaining import Answer, Explanation, Target, Token
 
 FRAMEWORKS = {"torch": "PyTorch", "tf": "Keras", "flax": "Flax"}
@@ -46,23 +45,20 @@ class Word:
 
 def page(explanation: Explanation) -> str:
     """The whole explanation."""
-    template = resources.files("distilbert.explanation").joinpath("page.html").read_text(encoding="utf-8")
-    return (
-        jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-        .from_string(template)
-        .render(
-            explanation=explanation,
-            framework=FRAMEWORKS[explanation.framework],
-            texts=[list(pieces(text, number, explanation.tokens)) for number, text in enumerate(explanation.texts)],
-            marked=list(marked(explanation.texts[-1], explanation.answers)),
-            targets=[shown(target, explanation) for target in explanation.targets],
-            names=[name(token, explanation) for token in explanation.tokens],
-            length=len(explanation.tokens),
-            labelled=LABELLED,
-            layers=[[drawn(attention_LL) for attention_LL in layer_HLL] for layer_HLL in explanation.attentions],
-            visible=visible,
-            percent=percent,
-        )
+    return render(
+        "distilbert.explanation",
+        "page.html",
+        explanation=explanation,
+        framework=FRAMEWORKS[explanation.framework],
+        texts=[list(pieces(text, number, explanation.tokens)) for number, text in enumerate(explanation.texts)],
+        marked=list(marked(explanation.texts[-1], explanation.answers)),
+        targets=[shown(target, explanation) for target in explanation.targets],
+        names=[name(token, explanation) for token in explanation.tokens],
+        length=len(explanation.tokens),
+        labelled=LABELLED,
+        layers=[[drawn(attention_LL) for attention_LL in layer_HLL] for layer_HLL in explanation.attentions],
+        visible=visible,
+        percent=percent,
     )
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping
-from importlib import resources
 from math import inf, nan
 from pathlib import Path
 
 from distilbert.core.backends import require_backend
 from distilbert.core.environment import environment
+from distilbert.core.pages import render
 from distilbert.parity.comparison import BACKENDS, REFERENCE, Comparison, Difference, is_worse, layer_of
 from distilbert.parity.inputs import Batch
 
@@ -109,25 +109,20 @@ def page(comparison: Comparison, path: str, batches: Mapping[str, Batch]) -> str
         MissingBackendError: matplotlib is missing.
     """
     require_backend("matplotlib", "parity")
-    import jinja2
-
-    template = resources.files("distilbert.parity").joinpath("report.html").read_text(encoding="utf-8")
     columns, lines = table(comparison)
-    return (
-        jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-        .from_string(template)
-        .render(
-            name=Path(path).resolve().name if Path(path).exists() else path,
-            comparison=comparison,
-            verdict=verdict(comparison),
-            chart=chart(comparison),
-            columns=columns,
-            lines=lines,
-            pairs=list(_pairs(comparison)),
-            batches={name: _shape(batch) for name, batch in batches.items()},
-            environment=environment(comparison.device),
-            measured="largest" if comparison.dtype == "float32" else "typical (root mean square)",
-        )
+    return render(
+        "distilbert.parity",
+        "report.html",
+        name=Path(path).resolve().name if Path(path).exists() else path,
+        comparison=comparison,
+        verdict=verdict(comparison),
+        chart=chart(comparison),
+        columns=columns,
+        lines=lines,
+        pairs=list(_pairs(comparison)),
+        batches={name: _shape(batch) for name, batch in batches.items()},
+        environment=environment(comparison.device),
+        measured="largest" if comparison.dtype == "float32" else "typical (root mean square)",
     )
 
 
