@@ -1,5 +1,6 @@
 """What every backend promises beyond the numbers of the golden cases: one contract, three times."""
 
+import importlib
 from itertools import product
 
 import numpy as np
@@ -8,6 +9,7 @@ from backends import BACKENDS, HEADS, WHOLE, arrays_of, assert_close, at_tokens,
 from conftest import GOLDEN
 
 from distilbert import BertConfig, DistilBertConfig
+from distilbert.core.backends import choose_backend
 from distilbert.core.errors import CheckpointError, ConfigError, InputError
 from distilbert.core.spec import sinusoidal_positions
 
@@ -269,6 +271,19 @@ def test_a_bert_without_its_pooler(backend, tmp_path):
     assert load(backend, "bert-base", tmp_path, output_loading_info=True)[1].missing
     with pytest.raises(InputError, match="add_pooling_layer: no argument of"):
         load(backend, "bert-qa", add_pooling_layer=False)
+
+
+@pytest.mark.parametrize("case", ["mlm", "bert-mlm"])
+def test_words_are_scored_at_places_alone(backend, case):
+    """As fill-mask asks for, of texts with more places than others, and longer ones."""
+    loaded = load(backend, case)
+    run = importlib.import_module(f"{choose_backend('pt' if backend == 'torch' else backend)}.inference").InferenceModel
+    model, sequences = run(loaded), [[1, 5, 7, 2], [9], [1, 6, 6, 2, 3, 8, 4, 5, 2]]
+    segments = [[0] * (len(row) // 2) + [1] * (len(row) - len(row) // 2) for row in sequences]
+    given, places = (sequences, segments if case != "mlm" else None), [[2], [0], [8, 3, 0]]
+    for whole, only, wanted in zip(model(*given), model(*given, places), places, strict=True):
+        assert list(only) == ["logits"]
+        np.testing.assert_allclose(only["logits"], whole["logits"][wanted], rtol=0, atol=1e-5)
 
 
 def test_families_are_not_confused(backend):

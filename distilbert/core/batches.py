@@ -24,18 +24,28 @@ def batch_rows(length: int, head: str, is_on_cpu: bool) -> int:
 
 
 def pad(
-    sequences: Sequence[Sequence[int]], segments: Sequence[Sequence[int]] | None, head: str, config: Config
+    sequences: Sequence[Sequence[int]],
+    segments: Sequence[Sequence[int]] | None,
+    head: str,
+    config: Config,
+    places: Sequence[Sequence[int]] | None = None,
 ) -> dict[str, np.ndarray]:
     """The ids of some texts, and their segments if given, as what a model with that head takes: int64 (B, L).
 
-    For multiple choice (B, 1, L): each text is the only choice of its row.
+    For multiple choice (B, 1, L): each text is the only choice of its row. ``places`` become (B, P), for P a power of
+    two because what is compiled is compiled for each.
     """
-    given = {"input_ids": sequences, "attention_mask": [[1] * len(row) for row in sequences]}
+    given: dict[str, Sequence[Sequence[int]]] = {"input_ids": sequences}
+    given["attention_mask"] = [[1] * len(row) for row in sequences]
     if segments is not None:
         given["token_type_ids"] = segments
-    longest = max(map(len, sequences))
+    if places is not None:
+        given["places"] = places
     padded = {}
     for name, rows in given.items():
+        longest = max(map(len, rows))
+        if name == "places":
+            longest = 1 << (longest - 1).bit_length()
         filler = (config.pad_token_id or 0) if name == "input_ids" else 0
         array = np.full((len(rows), longest), filler, np.int64)
         for number, row in enumerate(rows):
@@ -47,7 +57,7 @@ def pad(
 def unpad(
     outputs: Mapping[str, np.ndarray], sequences: Sequence[Sequence[int]], head: str
 ) -> list[dict[str, np.ndarray]]:
-    """The outputs of each text, without those in places of padding."""
+    """The outputs of each text, without those in places of padding: as many as its ids, or places, are."""
     return [
         {name: rows[number, : len(ids)] if is_per_token(name, head) else rows[number] for name, rows in outputs.items()}
         for number, ids in enumerate(sequences)

@@ -296,7 +296,7 @@ class MaskingOptions:
 
 
 class HiddenTokens(Pipeline):
-    """The log-probabilities of hidden tokens, by ``logits`` (B, L, V) of the model.
+    """The log-probabilities of hidden tokens, by the model's ``logits`` (P, V) for them.
 
     Each token but special ones is chosen with the same probability, anew for every text, and by the seed and the text
     alone. As in BERT's training, of those chosen 80 % become ``[MASK]``, 10 % a random token, and 10 % stay.
@@ -314,9 +314,13 @@ class HiddenTokens(Pipeline):
         kept = ([window for window in of_text if len(window.places)] for of_text in windows)
         return [Sample(text, cast("list[Encoding]", of)) for text, of in zip(items, kept, strict=True)]
 
+    def places(self, window: Any) -> list[int]:
+        """Those of the hidden tokens."""
+        return window.places.tolist()
+
     def keep(self, sample: Sample, window: Any, outputs: Arrays, options: MaskingOptions) -> list[float]:
-        """Of (L, V) logits only what the hidden tokens have."""
-        logits = outputs["logits"][window.places].astype(np.float64)
+        """Of the logits only what the hidden tokens have."""
+        logits = outputs["logits"].astype(np.float64)
         logits -= logits.max(-1, keepdims=True)
         of_hidden = logits[np.arange(len(logits)), window.hidden]
         return (of_hidden - np.log(np.exp(logits).sum(-1))).tolist()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from distilbert.core.batches import batch_rows, pad, unpad
@@ -143,7 +144,14 @@ class InferenceModel:
         def run(params: Any, inputs: dict[str, Any]) -> dict[str, jax.Array]:
             return dict(model(**inputs, params=params, return_dict=True))
 
-        self.run = jax.jit(run)
+        def score_words(params: Any, inputs: dict[str, Any]) -> dict[str, jax.Array]:
+            """``logits`` (B, P, V) at ``places`` (B, P) alone: the vocabulary takes longer than all layers."""
+            places_BP1 = inputs.pop("places")[..., None]
+            scorer: Any = model.with_params(params)
+            hidden_BLD = scorer.base_model(**inputs, return_dict=True).last_hidden_state
+            return {"logits": scorer.score_words(jnp.take_along_axis(hidden_BLD, places_BP1, 1))}
+
+        self.run, self.score_words = jax.jit(run), jax.jit(score_words)
 
     @classmethod
     def from_pretrained(
@@ -177,13 +185,17 @@ class InferenceModel:
         return 1 << batch_rows(padded, self.head, self.platform == "cpu").bit_length() - 1
 
     def __call__(
-        self, sequences: Sequence[Sequence[int]], segments: Sequence[Sequence[int]] | None = None
+        self,
+        sequences: Sequence[Sequence[int]],
+        segments: Sequence[Sequence[int]] | None = None,
+        places: Sequence[Sequence[int]] | None = None,
     ) -> list[dict[str, np.ndarray]]:
         """Run one batch.
 
         Args:
             sequences: ids of the tokens of each text; for multiple choice, of each choice.
             segments: of the tokens, by default 0; not of DistilBERT.
+            places: in each text, at least one, for a masked LM to score words at; by default it does at all tokens.
 
         Returns:
             Each text's outputs by name, as float32.
@@ -191,12 +203,13 @@ class InferenceModel:
         Raises:
             InputError: an id outside the vocabulary, a sequence too long for the model, or a full device.
         """
-        given = pad(sequences, segments, self.head, self.config)
+        given = pad(sequences, segments, self.head, self.config, places)
         check_range("input_ids", int(given["input_ids"].min()), int(given["input_ids"].max()), self.config.vocab_size)
         lengths = [bucket for bucket in LENGTHS if bucket <= self.config.max_position_embeddings]
         padded = pad_to_bucket(given, lengths, batch_size=1 << (len(sequences) - 1).bit_length())
         try:
-            output = self.run(self.params, jax.device_put(padded, self.device))
+            run = self.run if places is None else self.score_words
+            output = run(self.params, jax.device_put(padded, self.device))
             arrays = {name: np.asarray(value, np.float32) for name, value in output.items()}
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
@@ -205,7 +218,7 @@ class InferenceModel:
                 f"{self.device or self.platform}: a batch of {' x '.join(map(str, padded['input_ids'].shape))} tokens "
                 "does not fit into its memory; try a smaller batch size"
             ) from None
-        return unpad(arrays, sequences, self.head)
+        return unpad(arrays, places or sequences, self.head)
 
 
 def parse_device(device: str | None) -> jax.Device:

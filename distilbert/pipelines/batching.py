@@ -23,9 +23,15 @@ class Model(Protocol):
         """How many sequences of ``length`` tokens to give it at a time."""
 
     def __call__(
-        self, sequences: Sequence[Sequence[int]], segments: Sequence[Sequence[int]] | None = None
+        self,
+        sequences: Sequence[Sequence[int]],
+        segments: Sequence[Sequence[int]] | None = None,
+        places: Sequence[Sequence[int]] | None = None,
     ) -> Sequence[Arrays]:
-        """From the ids of some texts, and the segments of their tokens, to each text's outputs, without padding."""
+        """From the ids of some texts, and the segments of their tokens, to each text's outputs, without padding.
+
+        With ``places``, a masked LM's at those alone.
+        """
 
 
 def run_by_length(
@@ -34,6 +40,7 @@ def run_by_length(
     keep: Callable[[int, Arrays], Any],
     *,
     segments: Sequence[Sequence[int]] | None = None,
+    places: Sequence[Sequence[int]] | None = None,
     batch_size: int | None = None,
 ) -> list[Any]:
     """Run a model over token sequences, batched with others of about their length.
@@ -44,6 +51,7 @@ def run_by_length(
         keep: what to keep of the outputs for a sequence, given its number and them; all that is not kept is freed with
             the batch.
         segments: of each token.
+        places: the only ones in each text at which words have to be scored.
         batch_size: sequences in a batch, by default as many as the model likes of that length.
 
     Returns:
@@ -55,8 +63,9 @@ def run_by_length(
     start = 0
     while start < len(order):
         batch = order[start : start + (batch_size or model.batch_rows(len(sequences[order[start]])))]
-        given = ([of_text[index] for index in batch] for of_text in (sequences, segments) if of_text is not None)
-        for index, outputs in zip(batch, model(*given), strict=True):
+        optional = {"segments": segments, "places": places}
+        given = {name: [of[index] for index in batch] for name, of in optional.items() if of is not None}
+        for index, outputs in zip(batch, model([sequences[index] for index in batch], **given), strict=True):
             kept[index] = keep(index, outputs)
         start += len(batch)
     return kept

@@ -65,7 +65,7 @@ class Best(NamedTuple):
 
 
 class FillMaskPipeline(Pipeline):
-    """Fills masks, by ``logits`` (B, L, V) of the model.
+    """Fills masks, by the model's ``logits`` (P, V) for them.
 
     An item is a text with one mask or several. The answer is a list of mappings with ``score``, ``token``,
     ``token_str`` and ``sequence``, best first; for several masks a list of such lists, each as if it were the only
@@ -92,13 +92,17 @@ class FillMaskPipeline(Pipeline):
         """One window each."""
         return self.encode_whole(items, truncation=False)
 
+    def places(self, window: Encoding) -> list[int]:
+        """Those of the masks."""
+        return np.flatnonzero(np.equal(window.ids, self.tokenizer.mask_token_id)).tolist()
+
     def keep(self, sample: Sample, window: Encoding, outputs: Arrays, options: Options) -> list[Best]:
         """The best tokens for each mask."""
         targets = options.target_words
         candidates = None if targets is None else self._find_targets(targets)
         found = []
-        for place in np.flatnonzero(np.equal(window.ids, self.tokenizer.mask_token_id)).tolist():
-            scores = softmax(outputs["logits"][place])
+        for place, logits in zip(self.places(window), outputs["logits"], strict=True):
+            scores = softmax(logits)
             if candidates is None:
                 tokens = largest(scores, options.top_k)
             else:

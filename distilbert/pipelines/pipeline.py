@@ -138,6 +138,7 @@ class Pipeline:
                 [window.ids for window in windows],
                 lambda number, outputs: self.keep(owners[number], windows[number], outputs, options),
                 segments=[window.type_ids for window in windows] if family_of(self.config).has_segments else None,
+                places=[self.places(window) for window in windows] if self.head == "masked-lm" else None,
                 batch_size=batch_size,
             )
         )
@@ -177,6 +178,10 @@ class Pipeline:
 
     def encode(self, items: Sequence[Any], options: Any) -> list[Sample]:
         """A sample of each item."""
+        raise NotImplementedError
+
+    def places(self, window: Any) -> Sequence[int]:
+        """At which tokens a masked LM has to score words, one or more."""
         raise NotImplementedError
 
     def keep(self, sample: Sample, window: Encoding, outputs: Arrays, options: Any) -> Any:

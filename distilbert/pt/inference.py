@@ -119,13 +119,17 @@ class InferenceModel:
 
     @torch.inference_mode()
     def __call__(
-        self, sequences: Sequence[Sequence[int]], segments: Sequence[Sequence[int]] | None = None
+        self,
+        sequences: Sequence[Sequence[int]],
+        segments: Sequence[Sequence[int]] | None = None,
+        places: Sequence[Sequence[int]] | None = None,
     ) -> list[dict[str, np.ndarray]]:
         """Run one batch, packed.
 
         Args:
             sequences: ids of the tokens of each text; for multiple choice, of each choice.
             segments: of the tokens, by default 0; not of DistilBERT.
+            places: in each text, at least one, for a masked LM to score words at; by default it does at all tokens.
 
         Returns:
             Each text's outputs by name, as float32.
@@ -139,8 +143,16 @@ class InferenceModel:
         check_range("input_ids", int(given["input_ids"].min()), int(given["input_ids"].max()), self.config.vocab_size)
         cu_seqlens = np.cumsum([0, *map(len, sequences)])
         tensors = {name: torch.from_numpy(array).to(self.model.device) for name, array in given.items()}
+        tensors["cu_seqlens"] = torch.from_numpy(cu_seqlens)
+        ends = cu_seqlens
         try:
-            output: ModelOutput = self.model(**tensors, cu_seqlens=torch.from_numpy(cu_seqlens), return_dict=True)
+            if places is None:
+                output: ModelOutput = self.model(**tensors, return_dict=True)
+            else:
+                starts = zip(cu_seqlens[:-1], places, strict=True)
+                at = np.concatenate([start + np.asarray(of_text) for start, of_text in starts])
+                output = self.score_words(tensors, torch.from_numpy(at).to(self.model.device))
+                ends = np.cumsum([0, *map(len, places)])
             arrays = {name: to_array(value.float()) for name, value in output.items()}
         except torch.OutOfMemoryError:
             raise InputError(
@@ -148,7 +160,12 @@ class InferenceModel:
                 "try a smaller batch size"
             ) from None
         parts = {
-            name: np.split(array, cu_seqlens[1:-1]) if is_per_token(name, self.head) else array
+            name: np.split(array, ends[1:-1]) if is_per_token(name, self.head) else array
             for name, array in arrays.items()
         }
         return [{name: values[number] for name, values in parts.items()} for number in range(len(sequences))]
+
+    def score_words(self, inputs: Mapping[str, torch.Tensor], places_P: torch.Tensor) -> ModelOutput:
+        """``logits`` (P, V) at places of a packed batch alone: the vocabulary takes longer than all layers."""
+        hidden_TD = self.model.base_model(**inputs, return_dict=True).last_hidden_state
+        return ModelOutput(logits=self.model.score_words(hidden_TD[places_P]))  # type: ignore[operator]

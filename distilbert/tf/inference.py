@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from distilbert.core.backends import has_bfloat16_products
 from distilbert.core.batches import batch_rows, pad, unpad
@@ -68,6 +69,21 @@ def fast_dtype(device: str) -> str:
     return "bfloat16" if keras.backend.backend() == "tensorflow" and has_bfloat16_products() else "float32"
 
 
+class WordScorer(keras.Model):
+    """A masked LM at ``places`` (B, P) alone: the vocabulary takes longer than all layers."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def call(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """``logits`` (B, P, V)."""
+        given = {name: value for name, value in inputs.items() if name != "places"}
+        hidden_BLD = self.model.get_base_model()(**given, return_dict=True).last_hidden_state
+        places_BP1 = ops.cast(inputs["places"], "int32")[..., None]
+        return {"logits": self.model.score_words(ops.take_along_axis(hidden_BLD, places_BP1, axis=1))}
+
+
 class InferenceModel:
     """A trained model that maps arrays to arrays.
 
@@ -83,6 +99,7 @@ class InferenceModel:
         self.model = model
         self.head = model.head
         self.device = parse_device(device)
+        self.scorer = WordScorer(model)
 
     @classmethod
     def from_pretrained(
@@ -118,13 +135,17 @@ class InferenceModel:
         return batch_rows(length, self.head, self.device.startswith("cpu"))
 
     def __call__(
-        self, sequences: Sequence[Sequence[int]], segments: Sequence[Sequence[int]] | None = None
+        self,
+        sequences: Sequence[Sequence[int]],
+        segments: Sequence[Sequence[int]] | None = None,
+        places: Sequence[Sequence[int]] | None = None,
     ) -> list[dict[str, np.ndarray]]:
         """Run one batch.
 
         Args:
             sequences: ids of the tokens of each text; for multiple choice, of each choice.
             segments: of the tokens, by default 0; not of DistilBERT.
+            places: in each text, at least one, for a masked LM to score words at; by default it does at all tokens.
 
         Returns:
             Each text's outputs by name, as float32.
@@ -132,11 +153,12 @@ class InferenceModel:
         Raises:
             InputError: an id outside the vocabulary, or a sequence too long for the model.
         """
-        given = pad(sequences, segments, self.head, self.config)
+        given = pad(sequences, segments, self.head, self.config, places)
         check_range("input_ids", int(given["input_ids"].min()), int(given["input_ids"].max()), self.config.vocab_size)
         with keras.device(self.device):
-            output = self.model.predict_on_batch(given)
-        return unpad({name: np.asarray(value, np.float32) for name, value in output.items()}, sequences, self.head)
+            output = (self.model if places is None else self.scorer).predict_on_batch(given)
+        arrays = {name: np.asarray(value, np.float32) for name, value in output.items()}
+        return unpad(arrays, places or sequences, self.head)
 
 
 def parse_device(device: str | None) -> str:
