@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distilbert.core.errors import InputError
+from distilbert.core.formats import forget
 from distilbert.core.spec import FLAX, Kind, Parameter
 from distilbert.flax.parameters import initializer
 
@@ -23,7 +24,9 @@ def fill(model: PreTrainedModel, tensors: Mapping[str, np.ndarray]) -> None:
     for parameter, value in model.variable_list():
         if parameter.name in tensors:
             array = tensors[parameter.name]
-            value.set_value(jnp.asarray(array.T if FLAX.is_transposed(parameter) else array, value.dtype))
+            copied = jnp.asarray(array.T if FLAX.is_transposed(parameter) else array, value.dtype)
+            value.set_value(copied.block_until_ready())  # else the pages of all would be there at once
+            forget(array)
         else:
             value.set_value(initializer(parameter, model.config)(model.rngs.params(), value.shape, value.dtype))
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from distilbert.core.errors import InputError
+from distilbert.core.formats import forget
 from distilbert.pt.parameters import initialize, replace_value, tie
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def fill(model: PreTrainedModel, tensors: Mapping[str, np.ndarray], dtype: torch
             continue
         if parameter.name in tensors:
             value = to_tensor(tensors[parameter.name]).to(device, dtype)
+            forget(tensors[parameter.name])
         else:
             value = torch.empty(parameter.shape, dtype=dtype, device=device)
             initialize(value, parameter, model.config)

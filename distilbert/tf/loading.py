@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from distilbert.core.errors import InputError
+from distilbert.core.formats import forget
 from distilbert.core.spec import KERAS
 from distilbert.tf.parameters import initializer
 
@@ -25,6 +26,7 @@ def fill(model: PreTrainedModel, tensors: Mapping[str, np.ndarray]) -> None:
         if parameter.name in tensors:
             array = tensors[parameter.name]
             value.assign(array.T if KERAS.is_transposed(parameter) else array)
+            forget(array)
         else:
             value.assign(initializer(parameter, model.config)(value.shape, value.dtype))
 

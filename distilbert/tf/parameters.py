@@ -22,7 +22,7 @@ _skip_initial_values = ContextVar("skip_initial_values", default=False)
 
 @contextmanager
 def no_initial_values() -> Iterator[None]:
-    """Within, new models hold zeros: their values are about to be loaded."""
+    """Within, new models hold anything: their values are about to be loaded."""
     token = _skip_initial_values.set(True)
     try:
         yield
@@ -124,7 +124,7 @@ def make_part(
 def initializer(parameter: Parameter, config: Config) -> Callable[..., Any]:
     """What gives a new ``parameter`` the values of the spec, in Keras's orientation."""
     if _skip_initial_values.get():
-        return keras.initializers.Zeros()
+        return _unset
     if parameter.kind is Kind.SINUSOID:
         return lambda shape, dtype: ops.convert_to_tensor(sinusoidal_positions(*shape), dtype)
     normal = keras.initializers.RandomNormal(constant(parameter), standard_deviation(parameter, config))
@@ -133,6 +133,15 @@ def initializer(parameter: Parameter, config: Config) -> Callable[..., Any]:
         keep[config.pad_token_id] = False
         return lambda shape, dtype: ops.where(keep, normal(shape, dtype), ops.zeros((), dtype))
     return normal
+
+
+def _unset(shape: tuple[int, ...], dtype: Any) -> Tensor:
+    """Memory that is not written to, and so not taken from the system, until it is loaded."""
+    if keras.backend.backend() != "tensorflow":
+        return ops.zeros(shape, dtype)
+    import tensorflow as tf
+
+    return tf.raw_ops.Empty(shape=shape, dtype=dtype)
 
 
 def variable(part: keras.layers.Layer, parameter: Parameter) -> keras.Variable:
