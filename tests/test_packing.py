@@ -5,6 +5,7 @@ import pytest
 import torch
 from backends import EVERY_CASE, arrays_of, assert_close, at_tokens, flatten, head_of, load
 
+import distilbert.pt.encoder
 from distilbert.core.errors import InputError
 from distilbert.core.outputs import is_per_token
 from distilbert.pt.attention import Packing
@@ -89,6 +90,22 @@ def test_packed_batches(case):
         for number, outputs in enumerate(found):
             row = np.ravel(wanted)[number : number + 1] if head_of(case) == "multiple-choice" else wanted[number]
             assert_close(outputs[output], row, 1e-5, output)
+
+
+@pytest.mark.parametrize("case", ["base", "mlm", "seqcls", "qa", "bert-base", "bert-choice"])
+def test_large_batches_go_by_pieces(case, monkeypatch):
+    model, arrays = load("torch", case), arrays_of(case)
+    given = [tensors(arrays | {"attention_mask": mask}) for mask in masks(arrays["input_ids"].shape).values()]
+    whole = [flatten("torch", model(**batch)) for batch in given]
+    sizes = []
+    model.base_model.layers()[0].register_forward_pre_hook(lambda layer, given: sizes.append(given[0].shape[:-1]))
+    monkeypatch.setattr(distilbert.pt.encoder, "PIECE", 8)
+    for batch, wanted in zip(given, whole, strict=True):
+        for output, value in flatten("torch", model(**batch)).items():
+            assert_close(value, wanted[output], 1e-5, output)
+    assert len(sizes) > len(given)
+    rows = arrays["input_ids"].reshape(-1, arrays["input_ids"].shape[-1]).shape
+    assert {size for size in sizes if len(size) == 2} <= {(1, rows[1]), rows}  # whole where a mask stays
 
 
 def test_where_padding_stays(monkeypatch):

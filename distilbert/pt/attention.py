@@ -8,7 +8,7 @@ B batch, H heads, L length (Q of queries), K size of a head, N sequences of T to
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -79,6 +79,16 @@ class Sequences:
     def runs(self) -> list[tuple[int, int]]:
         """Neighbours of equal length: how many, and how long. Waits for the device."""
         return [(len(list(run)), length) for length, run in groupby(self.cu_seqlens.diff().tolist())]
+
+    def split(self, tokens: int) -> Iterator[tuple[slice, Sequences]]:
+        """Parts of about that many tokens, no sequence in two of them: where each lies, and its sequences."""
+        ends, start = self.cu_seqlens.tolist(), 0
+        for number, end in enumerate(ends):
+            is_last = number == len(ends) - 1
+            if end > ends[start] and (is_last or ends[number + 1] - ends[start] > tokens):
+                part = self.cu_seqlens[start : number + 1]
+                yield slice(ends[start], end), Sequences(part - part[0], self.longest)
+                start = number
 
     def positions(self, count: int) -> Tensor:
         """The place (T,) of each of the ``count`` tokens in its sequence."""
