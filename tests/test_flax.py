@@ -430,7 +430,7 @@ assert "all-reduce" in compiled.as_text()
 forward = jax.jit(lambda params, batch: model(**batch, params=params).logits).lower(params, batch).compile()
 print(forward.as_text().count("all-reduce("))
 """
-    reductions = int(run_alone(script, XLA_FLAGS="--xla_force_host_platform_device_count=8"))
+    reductions = int(run_alone(script, JAX_NUM_CPU_DEVICES="8"))
     assert (reductions > 0) == (model > 1)  # data alone needs none to predict
 
 
@@ -447,7 +447,7 @@ part = jax.shard_map(lambda params, ids: model(ids, params=params).logits, mesh=
                      in_specs=(P(), P("data")), out_specs=P("data"))
 check(jax.jit(part)(model.params, given["input_ids"]), logits)
 """
-    run_alone(script, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    run_alone(script, JAX_NUM_CPU_DEVICES="8")
 
 
 def test_export_reloads_in_a_fresh_process(tmp_path):

@@ -558,7 +558,7 @@ assert len(model.word_table().value.sharding.device_set) == 2
 np.testing.assert_allclose(two, one, rtol=1e-5)
 """,
         KERAS_BACKEND="jax",
-        XLA_FLAGS="--xla_force_host_platform_device_count=2",
+        JAX_NUM_CPU_DEVICES="2",
     )
 
 

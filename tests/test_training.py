@@ -555,7 +555,7 @@ def assert_same(several, one, names, tolerance):
 DEVICES = {
     "flax": """
 import os
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 """,
     "tf": """
 import tensorflow as tf
