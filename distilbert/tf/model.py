@@ -64,6 +64,13 @@ class PreTrainedModel(FromSpec, keras.Model):
         if self.optimizer is not None:
             self.optimizer.build(self.trainable_variables)
 
+    def make_train_function(self, force: bool = False) -> Any:
+        """What ``fit`` calls before its first step: a trace that also made the optimiser's variables comes twice."""
+        if keras.backend.backend() == "tensorflow" and self.optimizer is not None and not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
+        return super().make_train_function(force)
+
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         """Call the model with keyword arguments, one tensor, a list in the order of ``call``, or a mapping.
 
