@@ -438,9 +438,9 @@ class Uniform:
     def batch_rows(self, length):
         return 8
 
-    def __call__(self, sequences):
+    def __call__(self, sequences, places):
         self.seen += sequences
-        return [{"logits": np.zeros((len(ids), 97), np.float32)} for ids in sequences]
+        return [{"logits": np.zeros((len(of_text), 97), np.float32)} for of_text in places]
 
 
 def test_which_tokens_are_hidden(masked):

@@ -1,5 +1,6 @@
 """The contract of the containers, and what hostile or damaged files may do: raise ``CheckpointError``, no more."""
 
+import gc
 import io
 import json
 import mmap
@@ -28,6 +29,15 @@ PICKLES = ("zip", "legacy")
 LEGACY_START = b"".join(
     pickle.dumps(part, protocol=2) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
 )
+
+
+@pytest.fixture(autouse=True)
+def frequent_collection():
+    """What an error holds on to is a mapped file, of which there are thousands here: see conftest.py for the rest."""
+    usual = gc.get_threshold()
+    gc.set_threshold(700, 10, 10)
+    yield
+    gc.set_threshold(*usual)
 
 
 def save(container: str, content: object, path: Path) -> Path:

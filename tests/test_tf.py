@@ -1,5 +1,6 @@
 """What Keras users do with the TensorFlow backend, beyond the golden cases."""
 
+import functools
 import json
 import os
 import subprocess
@@ -132,19 +133,26 @@ FEEDS = {
 }
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["own loss", "a loss of Keras"])
-def unchanging(request):
-    """A compiled model that fitting leaves as it is, and its loss."""
-    x, y = toy()
-    model = new_model(dropout=0.0, attention_dropout=0.0, seq_classif_dropout=0.0)
-    loss = None if request.param else keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.SGD(0.0), loss=loss, metrics=["accuracy"])
-    return model, float(model(x, labels=y).loss)
+@pytest.fixture(scope="module")
+def unchanging():
+    """A compiled model that fitting leaves as it is, with its own loss or one of Keras."""
+
+    @functools.cache
+    def make(own_loss):
+        model = new_model(dropout=0.0, attention_dropout=0.0, seq_classif_dropout=0.0)
+        loss = None if own_loss else keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.SGD(0.0), loss=loss, metrics=["accuracy"])
+        return model
+
+    return make
 
 
-@pytest.mark.parametrize("feed", FEEDS)
-def test_every_feed_gives_the_same_loss(feed, unchanging):
-    (x, y), (model, expected) = toy(), unchanging
+@pytest.mark.parametrize(
+    "feed, own_loss", [*((feed, True) for feed in FEEDS), ("labels as y", False), ("labels among inputs", False)]
+)
+def test_every_feed_gives_the_same_loss(feed, own_loss, unchanging):
+    (x, y), model = toy(), unchanging(own_loss)
+    expected = float(model(x, labels=y).loss)
     history = model.fit(**FEEDS[feed](x, y), verbose=0, shuffle=False).history
     assert history["loss"][0] == pytest.approx(expected, abs=1e-5)
     scores = model.evaluate(**FEEDS[feed](x, y), verbose=0, return_dict=True)
@@ -152,12 +160,10 @@ def test_every_feed_gives_the_same_loss(feed, unchanging):
     assert scores["accuracy"] == pytest.approx(np.mean(np.argmax(model(x).logits, -1) == y))
 
 
-@pytest.mark.parametrize("own_loss", [True, False])
-def test_a_separable_task_is_learnt(own_loss):
+def test_a_separable_task_is_learnt():
     x, y = toy(512)
     model = new_model(initializer_range=0.2)
-    loss = None if own_loss else keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(3e-3), loss=loss, metrics=["accuracy"])
+    model.compile(keras.optimizers.Adam(3e-3), metrics=["accuracy"])
     stop = keras.callbacks.EarlyStopping("val_accuracy", patience=8, restore_best_weights=True)
     held_out = toy(128, seed=1)
     model.fit(x, y, epochs=40, batch_size=32, verbose=0, validation_data=held_out, callbacks=[stop])
@@ -229,11 +235,10 @@ def test_callbacks_and_resume(tmp_path):
     assert_same(flatten(keras.models.load_model(tmp_path / "best.keras")(x)), expected)
 
 
-@pytest.mark.parametrize("own_loss", [True, False])
-def test_a_loaded_model_trains_on(own_loss, tmp_path):
+def test_a_loaded_model_trains_on(tmp_path):
     x, y = toy()
     model = new_model(dropout=0.0, attention_dropout=0.0, seq_classif_dropout=0.0)
-    loss = None if own_loss else keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(1e-3), loss=loss, metrics=["accuracy"])
     model.fit(x, y, verbose=0)
     model.save(tmp_path / "model.keras")
@@ -311,9 +316,9 @@ def test_jit_compile(jit_compile):
     assert model.fit(x, y, batch_size=64, verbose=0).history["loss"][0] == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
 @pytest.mark.parametrize("case", HEADS)
-def test_half_precision(case, dtype):
+def test_mixed_precision(case, dtype):
     expected = flatten(load(case)(**arrays_of(case)))
     given = arrays_of(case)
     given["attention_mask"] = given["attention_mask"].copy()
@@ -343,7 +348,8 @@ def test_mixed_precision_learns(dtype):
 
 
 def test_keras_files_in_a_fresh_process(tmp_path):
-    for case in HEADS:
+    cases = ("base", "mlm", "choice", "qa")  # the other heads have these inputs, these outputs and no other parts
+    for case in cases:
         model, given, folder = load(case), arrays_of(case), tmp_path / case
         folder.mkdir()
         np.savez(folder / "given.npz", **given)
@@ -351,11 +357,11 @@ def test_keras_files_in_a_fresh_process(tmp_path):
         model.save(folder / "model.keras")
         model.save_weights(folder / "model.weights.h5")
         model.export(folder / "exported", verbose=False)
-    names = {case: type(load(case)).__name__ for case in HEADS}
+    names = {case: type(load(case)).__name__ for case in cases}
     script = f"""
 import numpy as np, keras, tensorflow as tf
 served = {{}}
-for case in {list(HEADS)!r}:
+for case in {list(cases)!r}:
     given = {{name: value.astype("int32") for name, value in np.load(case + "/given.npz").items()}}
     serve = tf.saved_model.load(case + "/exported").signatures["serving_default"]
     served[case] = given, serve(**{{name: tf.constant(value) for name, value in given.items()}})
@@ -510,8 +516,8 @@ import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 scce = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+one, _ = train()
 for options in ({}, {"loss": scce}):
-    one, _ = train(**options)
     with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
         two, model = train(**options)
     np.testing.assert_allclose(two, one, rtol=1e-5)

@@ -170,7 +170,11 @@ def _inflate(file: IO[bytes], name: str) -> Iterator[bytes]:
 
 
 def _is_ready(descriptor: int) -> bool:
-    return os.name == "nt" or bool(select.select([descriptor], [], [], PATIENCE_SECONDS)[0])
+    if os.name == "nt":
+        return True
+    poll = select.poll()  # unlike select.select(), which knows no descriptor above 1023
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(1000 * PATIENCE_SECONDS))
 
 
 def _read_lines(read: Callable[[], bytes], wait: Callable[[], bool], size: int, name: str) -> Iterator[list[bytes]]:
