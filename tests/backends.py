@@ -132,7 +132,7 @@ class Flax:
 
         from distilbert.flax.loading import to_arrays
 
-        gradients = jax.grad(lambda params: model(**inputs, params=params).loss)(model.params)
+        gradients = jax.jit(jax.grad(lambda params: model(**inputs, params=params).loss))(model.params)
         names = {parameter.name for parameter, _ in model.trained_list()}
         return {name: value for name, value in to_arrays(model, gradients).items() if name in names}
 

@@ -1,7 +1,6 @@
 """What every backend promises beyond the numbers of the golden cases: one contract, three times."""
 
 import importlib
-from itertools import product
 
 import numpy as np
 import pytest
@@ -52,8 +51,8 @@ def test_padding_changes_nothing(backend):
     assert_close(padded["last_hidden_state"][:, :3], alone["last_hidden_state"], 1e-5)
 
 
-@pytest.mark.parametrize("case, dtype", [*product(HEADS, ["float16", "bfloat16"]), (WHOLE, "bfloat16")])
-def test_half_precision(backend, case, dtype):
+@pytest.mark.parametrize("case, dtype", [("base", "float16"), ("choice", "float16"), (WHOLE, "bfloat16")])
+def test_half_precision(backend, case, dtype):  # every head and type: parity/test_matrix.py
     given = arrays_of(case)
     mask = given["attention_mask"]
     expected = at_tokens(answer(backend, load(backend, case), **given), case, mask)

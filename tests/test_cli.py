@@ -71,11 +71,9 @@ def test_progress_names_the_total_of_a_file(tmp_path):
 
 
 def test_top_k_and_function():
-    (ranked,) = answers(run("--top-k", 9, "a film"))
-    assert [len(ranked), round(sum(entry["score"] for entry in ranked), 5)] == [3, 1]
+    (ranked,) = answers(run("--top-k", 9, "--function-to-apply", "none", "a film"))
+    assert len(ranked) == 3 and ranked[0]["score"] > 1
     assert ranked == sorted(ranked, key=lambda entry: -entry["score"])
-    (logit,) = answers(run("--function-to-apply", "none", "a film"))
-    assert logit["score"] > 1
 
 
 def test_frameworks_agree():
@@ -85,13 +83,6 @@ def test_frameworks_agree():
     assert [answer["label"] for answer in found] == [answer["label"] for answer in expected]
     for one, other in zip(found, expected, strict=True):
         assert one["score"] == pytest.approx(other["score"], abs=1e-5)
-
-
-def test_bad_devices_and_dtypes_of_tensorflow_are_explained():
-    for arguments, message in ((("--device", "gpu:7"), "Keras cannot use"), (("--dtype", "int8"), "dtype is 'int8'")):
-        result = run("--framework", "tf", *arguments, "a film")
-        assert result.returncode == 1
-        assert message in result.stderr.decode()
 
 
 def test_odd_lines_each_get_an_answer():

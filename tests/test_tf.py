@@ -17,6 +17,7 @@ from conftest import GOLDEN
 import distilbert
 from distilbert import DistilBertConfig
 from distilbert.core.errors import CheckpointError, InputError
+from distilbert.tf.inference import InferenceModel
 
 IDS = np.ones((2, 4), int)
 TINY = {"vocab_size": 50, "max_position_embeddings": 16, "n_layers": 2, "n_heads": 2, "dim": 16, "hidden_dim": 32}
@@ -316,8 +317,7 @@ def test_jit_compile(jit_compile):
     assert model.fit(x, y, batch_size=64, verbose=0).history["loss"][0] == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
-@pytest.mark.parametrize("case", HEADS)
+@pytest.mark.parametrize("case, dtype", [*((case, "mixed_bfloat16") for case in HEADS), ("mlm", "mixed_float16")])
 def test_mixed_precision(case, dtype):
     expected = flatten(load(case)(**arrays_of(case)))
     given = arrays_of(case)
@@ -594,6 +594,14 @@ def test_bad_input_is_explained(given, message):
     with pytest.raises(InputError, match=message) as raised:
         load("seqcls")(**given)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "options, message", [({"device": "gpu:7"}, "gpu:7.*Keras cannot use"), ({"dtype": "int8"}, "dtype is 'int8'")]
+)
+def test_bad_devices_and_types_are_explained(options, message):
+    with pytest.raises(InputError, match=message):
+        InferenceModel.from_pretrained("sequence-classification", GOLDEN / "distilbert-seqcls", **options)
 
 
 def test_bad_values_in_a_graph_are_explained():

@@ -9,7 +9,6 @@ import pytest
 from conftest import GOLDEN
 
 import distilbert
-from distilbert.core.backends import BACKENDS
 from distilbert.core.errors import InputError
 from distilbert.pipelines.token_classification import STRATEGIES
 
@@ -43,8 +42,11 @@ def assert_same(actual, expected):
         np.testing.assert_allclose(*scores, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    # How tokens become entities does not depend on who has scored them.
+    "backend, strategy",
+    [*(("torch", strategy) for strategy in STRATEGIES), ("tf", "average"), ("flax", "average")],
+)
 def test_the_entities_of_transformers(backend, strategy, folder):
     ask, expected = load(backend, folder), EXPECTED[strategy]
     assert_same(ask(make.TEXTS, aggregation_strategy=strategy, batch_size=4), expected["texts"])
