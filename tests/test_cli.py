@@ -76,15 +76,6 @@ def test_top_k_and_function():
     assert ranked == sorted(ranked, key=lambda entry: -entry["score"])
 
 
-def test_frameworks_agree():
-    texts = ["a wonderful film", "the plot is a mess", "x " * 30, "bad"]
-    expected = answers(run("--framework", "torch", *texts))
-    found = answers(run("--framework", "tf", *texts))
-    assert [answer["label"] for answer in found] == [answer["label"] for answer in expected]
-    for one, other in zip(found, expected, strict=True):
-        assert one["score"] == pytest.approx(other["score"], abs=1e-5)
-
-
 def test_odd_lines_each_get_an_answer():
     lines = [
         b"\xef\xbb\xbfa film",

@@ -35,7 +35,7 @@ LEGACY_START = b"".join(
 def frequent_collection():
     """What an error holds on to is a mapped file, of which there are thousands here: see conftest.py for the rest."""
     usual = gc.get_threshold()
-    gc.set_threshold(700, 10, 10)
+    gc.set_threshold(5000, 10, 10)
     yield
     gc.set_threshold(*usual)
 

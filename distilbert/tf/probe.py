@@ -136,7 +136,7 @@ def _gradients(model: PreTrainedModel, inputs: Mapping[str, np.ndarray], variabl
         def loss(values: list[Any]) -> Any:
             return model.stateless_call(values, fixed, dict(inputs))[0]["loss"]
 
-        found = jax.grad(loss)([variable.value for variable in model.trainable_variables])
+        found = jax.jit(jax.grad(loss))([variable.value for variable in model.trainable_variables])
         return [found[places[id(variable)]] for variable in variables]
     raise InputError(f"gradients of Keras on {keras.backend.backend()} are not compared, only on tensorflow and jax")
 
