@@ -194,7 +194,6 @@ def test_every_head_trains_and_predicts(case):
     among_inputs = model.fit(given, epochs=5, verbose=0).history["loss"]
     assert among_inputs[-1] < among_inputs[0]
     given = arrays_of(case)
-    expected = flatten(model(given))
     y = labels if len(labels) > 1 else next(iter(labels.values()))
     if case in ("seqcls", "qa"):  # one label, and two
         apart = model.fit(given, y, epochs=1, verbose=0).history["loss"]
