@@ -7,10 +7,10 @@ transformers' own, text by text; so run it where both libraries are installed.
 """
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 import torch
+from common import read_texts
 from transformers import AutoModelForSequenceClassification
 
 from distilbert import DistilBertTokenizer
@@ -21,13 +21,12 @@ from distilbert.pt.inference import InferenceModel
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("texts", type=Path)
+    parser.add_argument("texts")
     parser.add_argument("--limit", type=int, default=872)
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
-    lines = arguments.texts.read_text("utf-8").splitlines()[: arguments.limit]
     tokenizer = DistilBertTokenizer.from_pretrained(arguments.model)
-    sequences = tokenizer([line.rsplit("\t", 1)[0] for line in lines], truncation=True, max_length=512)["input_ids"]
+    sequences = tokenizer(read_texts(arguments.texts)[: arguments.limit], truncation=True, max_length=512)["input_ids"]
 
     def theirs(dtype):
         model = AutoModelForSequenceClassification.from_pretrained(arguments.model, dtype=dtype).eval()

@@ -10,11 +10,16 @@ from tokenizers import BertWordPieceTokenizer
 BATCH = 32
 
 
+def read_texts(path):
+    """A file's texts, one a line, without a tab and what follows it."""
+    lines = (line.rsplit("\t", 1)[0].strip() for line in Path(path).read_text("utf-8").splitlines())
+    return [line for line in lines if line]
+
+
 def batches(path, vocabulary):
     """Ids and masks of a file's first 512 texts, one a line, sorted by length and padded to the longest of a batch."""
-    texts = [line.rsplit("\t", 1)[0].strip() for line in Path(path).read_text("utf-8").splitlines()]
     tokenizer = BertWordPieceTokenizer(vocabulary, lowercase=True)
-    encodings = tokenizer.encode_batch([text for text in texts if text][:512])
+    encodings = tokenizer.encode_batch(read_texts(path)[:512])
     rows = sorted((encoding.ids[:512] for encoding in encodings), key=len, reverse=True)
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]

@@ -15,6 +15,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
+from common import read_texts
 
 import distilbert
 from distilbert.pt.inference import InferenceModel
@@ -30,13 +31,13 @@ TOKENS_OF_LENGTHS = 1024
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("texts", type=Path)
+    parser.add_argument("texts")
     parser.add_argument("png", type=Path)
     parser.add_argument("--model")
     parser.add_argument("--most", type=int, default=10_000_000)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
-    lines = [line.rsplit("\t", 1)[0] for line in arguments.texts.read_text("utf-8").splitlines()]
+    lines = read_texts(arguments.texts)
     figure, (growth, batches, lengths) = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
 
     taken = dict(grow(lines, arguments.most))

@@ -7,9 +7,8 @@ batch_size=32 and truncation, in an environment of its own. Machines are noisy: 
 """
 
 import argparse
-from pathlib import Path
 
-from common import seconds
+from common import read_texts, seconds
 
 
 def main():
@@ -22,8 +21,7 @@ def main():
     parser.add_argument("--shortest", type=int, default=1, help="characters")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
-    lines = (line.rsplit("\t", 1)[0].strip() for line in Path(arguments.texts).read_text("utf-8").splitlines())
-    texts = [line for line in lines if len(line) >= arguments.shortest][: arguments.limit]
+    texts = [text for text in read_texts(arguments.texts) if len(text) >= arguments.shortest][: arguments.limit]
     if arguments.peer == "transformers":
         from transformers import pipeline
 

@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from common import read_texts
+
 THEIRS = """
 import json, sys
 from transformers import pipeline
@@ -30,14 +32,13 @@ with open(texts) as lines, open(out, "w") as file:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("texts", type=Path)
+    parser.add_argument("texts")
     parser.add_argument("--lines", type=int, default=20000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--python", default=sys.executable)
     arguments = parser.parse_args()
-    lines = (line.rsplit("\t", 1)[0].strip() for line in arguments.texts.read_text("utf-8").splitlines())
-    chosen = list(itertools.islice(itertools.cycle([line for line in lines if line]), arguments.lines))
+    chosen = list(itertools.islice(itertools.cycle(read_texts(arguments.texts)), arguments.lines))
     with tempfile.TemporaryDirectory() as folder:
         texts, outs = Path(folder, "texts"), {"ours": Path(folder, "ours"), "theirs": Path(folder, "theirs")}
         texts.write_text("\n".join(chosen) + "\n", encoding="utf-8")

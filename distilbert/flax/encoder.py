@@ -128,7 +128,7 @@ class Layer(FromSpec):
 
 
 @partial(jax.jit, static_argnums=(0, 5))
-def run_split(
+def run_layer(
     structure: nnx.GraphDef[Layer],
     values: nnx.State[Any, Any],
     hidden_BLD: Array,
@@ -200,7 +200,7 @@ class Encoder(PreTrainedModel):
             only_first = first_token_only and number == last
             if rngs is None:
                 arguments = (*nnx.split(layer), hidden_BLD, visible, layer_head_mask, only_first)
-                hidden_BLD, probability_BHQL = run_split(*arguments)
+                hidden_BLD, probability_BHQL = run_layer(*arguments)
             else:
                 run = nnx.remat(Layer.__call__, static_argnums=5) if self.is_gradient_checkpointing else Layer.__call__
                 hidden_BLD, probability_BHQL = run(layer, hidden_BLD, visible, layer_head_mask, rngs, only_first)

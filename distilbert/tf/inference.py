@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,12 @@ class WordScorer(keras.Model):
         """``logits`` (B, P, V)."""
         given = {name: value for name, value in inputs.items() if name != "places"}
         hidden_BLD = self.model.get_base_model()(**given, return_dict=True).last_hidden_state
-        places_BP1 = ops.cast(inputs["places"], "int32")[..., None]
-        return {"logits": self.model.score_words(ops.take_along_axis(hidden_BLD, places_BP1, axis=1))}
+        return {"logits": self.model.score_words(gather(hidden_BLD, inputs["places"]))}
+
+
+def gather(hidden_BLD: Any, places_BP: Any) -> Any:
+    """The vectors (B, P, D) at places in each row."""
+    return ops.take_along_axis(hidden_BLD, ops.cast(places_BP, "int32")[..., None], axis=1)
 
 
 class InferenceModel:
@@ -100,7 +105,6 @@ class InferenceModel:
         self.model = model
         self.head = model.head
         self.device = parse_device(device)
-        self.scorer = WordScorer(model)
 
     @classmethod
     def from_pretrained(
@@ -125,6 +129,11 @@ class InferenceModel:
             model, report = load(head, name_or_path, where=where, dtype=dtype, output_loading_info=True)
         require_head(report, head, name_or_path)
         return cls(model, device)
+
+    @cached_property
+    def scorer(self) -> WordScorer:
+        """Scores words at places alone, for a masked LM."""
+        return WordScorer(self.model)
 
     @property
     def config(self) -> Config:

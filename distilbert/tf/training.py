@@ -19,7 +19,7 @@ from distilbert.core.errors import CheckpointError, ConfigError, InputError
 from distilbert.core.spec import is_decayed
 from distilbert.distillation.recipe import TEACHER, Recipe, TaskRecipe
 from distilbert.tf import losses
-from distilbert.tf.inference import InferenceModel, load, parse_device
+from distilbert.tf.inference import InferenceModel, gather, load, parse_device
 from distilbert.tf.loading import to_array
 from distilbert.tf.model import PreTrainedModel
 
@@ -139,11 +139,6 @@ def encode(model: PreTrainedModel, arrays: Arrays, training: bool | None) -> Ten
     """The last hidden states (B, L, D)."""
     given = {name: arrays[name] for name in ("input_ids", "attention_mask")}
     return model.get_base_model()(**given, training=training, return_dict=True).last_hidden_state
-
-
-def gather(hidden_BLD: Tensor, at_BK: Tensor) -> Tensor:
-    """The vectors (B, K, D) at places in each row."""
-    return ops.take_along_axis(hidden_BLD, ops.cast(at_BK, "int32")[..., None], axis=1)
 
 
 def shares_of(arrays: Arrays) -> Losses:
