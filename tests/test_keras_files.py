@@ -384,7 +384,7 @@ def test_any_damage_ends_in_one_kind_of_error(name, saved):
     generator = np.random.default_rng(0)
     read = keras_files.read_archive if name == "mine.keras" else keras_files.read_weights
     outcomes = set()
-    for _ in range(150):
+    for _ in range(300):
         content = bytearray(original)
         for place in generator.integers(0, len(content), 30):
             content[place] = generator.integers(0, 256)
