@@ -116,14 +116,13 @@ def flops_per_token(config: Config) -> int:
 def limits(config: Config, dtypes: Iterable[str], device: str) -> dict[str, float]:
     """What the products of a layer reach alone, in FLOP/s by type, where PyTorch is installed and has the device.
 
-    On CPUs with weights as oneDNN likes them, if that is faster.
+    On CPUs with weights laid out as for inference, if that is faster.
     """
     if importlib.util.find_spec("torch") is None:
         return {}
     import torch
-    import torch.nn.functional as F
 
-    from distilbert.pt.products import has_layouts
+    from distilbert.pt.products import has_layout, product_of
 
     try:
         rows = ROWS if torch.device(device).type == "cpu" else ROWS_ON_ACCELERATOR
@@ -136,17 +135,13 @@ def limits(config: Config, dtypes: Iterable[str], device: str) -> dict[str, floa
         if dtype == "int8":  # whose products need their factors rounded first
             continue
         seconds = 0.0
+        kind = {"device": device, "dtype": getattr(torch, dtype)}
         for outputs, inputs in shapes:
-            value, weight = (torch.randn(n, inputs).to(device, getattr(torch, dtype)) for n in (rows, outputs))
+            value, linear = torch.randn(rows, inputs, **kind), torch.nn.Linear(inputs, outputs, **kind)
             with torch.inference_mode():
-                ways: list[Run] = [lambda value, weight=weight: F.linear(value, weight)]  # type: ignore[misc]
-                if device == "cpu" and has_layouts() and dtype != "float16":
-                    laid_out = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
-                    ways.append(
-                        lambda value, laid_out=laid_out: torch.ops.mkldnn._linear_pointwise(  # type: ignore[misc]
-                            value, laid_out, None, "none", [], ""
-                        )
-                    )
+                ways: list[Callable[..., object]] = [linear]
+                if device == "cpu" and has_layout(kind["dtype"]):
+                    ways.append(product_of([linear]))
                 times = [[_timed(way, value, device) for _ in range(LIMIT_ROUNDS)] for way in ways]
             seconds += min(map(statistics.median, times))
         found[dtype] = sum(2 * rows * outputs * inputs for outputs, inputs in shapes) / seconds

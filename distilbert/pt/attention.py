@@ -177,6 +177,26 @@ def packed_attention(
     return contexts[0] if len(contexts) == 1 else torch.cat(contexts)
 
 
+def fused_attention(
+    query_BQHK: Tensor,
+    key_BLHK: Tensor,
+    value_BLHK: Tensor,
+    visible: Tensor | Sequences | None,
+    first_token_only: bool = False,
+    dropout: float = 0.0,
+) -> Tensor:
+    """The context (B, Q, H, K) of a padded batch and what is visible of it, or of a packed one and its sequences."""
+    if isinstance(visible, Sequences):
+        return packed_attention(query_BQHK, key_BLHK, value_BLHK, visible, first_token_only, dropout)
+    query_BHQK, key_BHLK, value_BHLK = (each.transpose(1, 2) for each in (query_BQHK, key_BLHK, value_BLHK))
+    return sdpa_attention(query_BHQK, key_BHLK, value_BHLK, visible, dropout).transpose(1, 2)
+
+
+def first_tokens(value_BLD: Tensor, visible: Tensor | Sequences | None) -> Tensor:
+    """The vectors (B, 1, D) of each text's first token, of a packed batch (N, D)."""
+    return value_BLD[visible.first_tokens] if isinstance(visible, Sequences) else value_BLD[:, :1]
+
+
 def can_be_flash(query: Tensor) -> bool:
     """Whether FlashAttention-2 takes heads of this type and size, here."""
     return (

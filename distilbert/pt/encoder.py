@@ -12,7 +12,7 @@ name has the suffix of a padded batch, (B, L, …), a packed one takes its place
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,13 +29,13 @@ from distilbert.pt.attention import (
     Packing,
     Sequences,
     eager_attention,
-    packed_attention,
-    sdpa_attention,
+    first_tokens,
+    fused_attention,
     visible_tokens,
 )
 from distilbert.pt.model import PreTrainedModel
 from distilbert.pt.parameters import FromSpec, attach
-from distilbert.pt.products import EPILOGUES, is_traced, product_of
+from distilbert.pt.products import LaidOutLayer, can_be_laid_out, is_traced, lay_out
 
 logger = logging.getLogger("distilbert")
 
@@ -113,43 +113,24 @@ class Layer(FromSpec):
 
         Q is L, or 1 with ``first_token_only``. With ``Sequences`` for ``visible``, (T, D) to (T, D) or (N, D).
         """
-        asking_BQD = hidden_BLD
-        if first_token_only:
-            asking_BQD = hidden_BLD[visible.first_tokens] if isinstance(visible, Sequences) else hidden_BLD[:, :1]
-            (query_BQD,), key_value_BLD = self.linear(("query",), asking_BQD), self.linear(("key", "value"), hidden_BLD)
-        else:
-            query_BQD, *key_value_BLD = self.linear(("query", "key", "value"), hidden_BLD)
-        query_BQHK, key_BLHK, value_BLHK = map(self.split_heads, (query_BQD, *key_value_BLD))
+        asking_BQD = first_tokens(hidden_BLD, visible) if first_token_only else hidden_BLD
+        query_BQHK = self.split_heads(self.part("query")(asking_BQD))
+        key_BLHK, value_BLHK = (self.split_heads(self.part(role)(hidden_BLD)) for role in ("key", "value"))
         dropout = self.attention_dropout if self.training else 0.0
         probability_BHQL = None
-        if isinstance(visible, Sequences):
-            context_BQHK = packed_attention(query_BQHK, key_BLHK, value_BLHK, visible, first_token_only, dropout)
+        if fused or isinstance(visible, Sequences):
+            context_BQHK = fused_attention(query_BQHK, key_BLHK, value_BLHK, visible, first_token_only, dropout)
         else:
             query_BHQK, key_BHLK, value_BHLK = (each.transpose(1, 2) for each in (query_BQHK, key_BLHK, value_BLHK))
-            if fused:
-                context_BHQK = sdpa_attention(query_BHQK, key_BHLK, value_BHLK, visible, dropout)
-            else:
-                context_BHQK, probability_BHQL = eager_attention(
-                    query_BHQK, key_BHLK, value_BHLK, visible, dropout, head_mask
-                )
+            context_BHQK, probability_BHQL = eager_attention(
+                query_BHQK, key_BHLK, value_BHLK, visible, dropout, head_mask
+            )
             context_BQHK = context_BHQK.transpose(1, 2)
-        (attended_BQD,) = self.linear(("attention_out",), context_BQHK.flatten(-2))
+        attended_BQD = self.part("attention_out")(context_BQHK.flatten(-2))
         attended_BQD = self.part("attention_norm")(self.attention_output_dropout(attended_BQD) + asking_BQD)
-        (inner_BQF,) = self.linear(("feed_forward_in",), attended_BQD, self.hidden_act)
-        (outer_BQD,) = self.linear(("feed_forward_out",), inner_BQF)
-        outer_BQD = self.dropout(outer_BQD)
+        inner_BQF = get_activation(self.hidden_act)(self.part("feed_forward_in")(attended_BQD))
+        outer_BQD = self.dropout(self.part("feed_forward_out")(inner_BQF))
         return self.part("feed_forward_norm")(outer_BQD + attended_BQD), probability_BHQL
-
-    def linear(
-        self, roles: tuple[str, ...], value: Tensor, activation: str | Callable[..., Any] | None = None
-    ) -> Sequence[Tensor]:
-        """What the linear layer of each role makes of ``value``: one product of them all, where that is faster."""
-        parts = [self.part(role) for role in roles]
-        product = product_of(self, roles, parts, value)
-        if product is not None and activation in EPILOGUES:
-            return product(value, activation)
-        found = [part(value) for part in parts] if product is None else product(value)
-        return found if activation is None else [get_activation(activation)(each) for each in found]
 
     def split_heads(self, projected: Tensor) -> Tensor:
         """(B, L, H * K) to (B, L, H, K); pruning leaves a layer fewer heads."""
@@ -224,10 +205,16 @@ class Encoder(PreTrainedModel):
         stack, ended = self.layers(), []
         is_whole = self.training or output_hidden_states or output_attentions or head_mask is not None
         pieces = [(hidden_BLD, visible)] if is_whole else by_pieces(hidden_BLD, visible)
+        lean: list[LaidOutLayer | None] = [None] * len(stack)
+        if fused and can_be_laid_out(stack, hidden_BLD):  # asked before all layers: in between, memory would be cold
+            lean = [lay_out(layer, hidden_BLD.dtype) if type(layer) is Layer else None for layer in stack]
         for hidden_BLD, seen in pieces:
-            for layer, layer_head_mask in zip(stack, head_masks, strict=True):
-                arguments = (hidden_BLD, seen, layer_head_mask, fused, first_token_only and layer is stack[-1])
-                if self.is_gradient_checkpointing and self.training:
+            for layer, laid_out, layer_head_mask in zip(stack, lean, head_masks, strict=True):
+                is_last = first_token_only and layer is stack[-1]
+                arguments = (hidden_BLD, seen, layer_head_mask, fused, is_last)
+                if laid_out is not None:
+                    hidden_BLD = laid_out(hidden_BLD, seen, is_last)
+                elif self.is_gradient_checkpointing and self.training:
                     hidden_BLD, probability_BHQL = checkpoint(layer, *arguments, use_reentrant=False)
                 else:
                     hidden_BLD, probability_BHQL = layer(*arguments)

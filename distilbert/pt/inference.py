@@ -124,7 +124,7 @@ class InferenceModel:
         segments: Sequence[Sequence[int]] | None = None,
         places: Sequence[Sequence[int]] | None = None,
     ) -> list[dict[str, np.ndarray]]:
-        """Run one batch, packed.
+        """Run one batch, packed unless all are of one length.
 
         Args:
             sequences: ids of the tokens of each text; for multiple choice, of each choice.
@@ -143,7 +143,12 @@ class InferenceModel:
         check_range("input_ids", int(given["input_ids"].min()), int(given["input_ids"].max()), self.config.vocab_size)
         cu_seqlens = np.cumsum([0, *map(len, sequences)])
         tensors = {name: torch.from_numpy(array).to(self.model.device) for name, array in given.items()}
-        tensors["cu_seqlens"] = torch.from_numpy(cu_seqlens)
+        is_rectangle = len(set(map(len, sequences))) == 1
+        if is_rectangle:
+            shape = (len(sequences), 1, -1) if self.head == "multiple-choice" else (len(sequences), -1)
+            tensors = {name: value.view(shape) for name, value in tensors.items()}
+        else:
+            tensors["cu_seqlens"] = torch.from_numpy(cu_seqlens)
         ends = cu_seqlens
         try:
             if places is None:
@@ -159,13 +164,14 @@ class InferenceModel:
                 f"{self.model.device}: a batch of {len(given['input_ids'])} tokens does not fit into its memory; "
                 "try a smaller batch size"
             ) from None
+        is_flat = places is not None or not is_rectangle
         parts = {
-            name: np.split(array, ends[1:-1]) if is_per_token(name, self.head) else array
+            name: np.split(array, ends[1:-1]) if is_flat and is_per_token(name, self.head) else array
             for name, array in arrays.items()
         }
         return [{name: values[number] for name, values in parts.items()} for number in range(len(sequences))]
 
     def score_words(self, inputs: Mapping[str, torch.Tensor], places_P: torch.Tensor) -> ModelOutput:
         """``logits`` (P, V) at places of a packed batch alone: at every token it is a third of the work."""
-        hidden_TD = self.model.base_model(**inputs, return_dict=True).last_hidden_state
+        hidden_TD = self.model.base_model(**inputs, return_dict=True).last_hidden_state.flatten(0, -2)
         return ModelOutput(logits=self.model.score_words(hidden_TD[places_P]))  # type: ignore[operator]

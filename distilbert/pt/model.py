@@ -19,7 +19,7 @@ from distilbert.core.spec import Family, Parameter, parameters
 from distilbert.pt import loading, surgery
 from distilbert.pt.attention import IMPLEMENTATIONS
 from distilbert.pt.parameters import FromSpec, initialize, tie
-from distilbert.pt.products import forget_products
+from distilbert.pt.products import forget_layouts
 
 
 class PreTrainedModel(FromSpec):
@@ -182,7 +182,7 @@ class PreTrainedModel(FromSpec):
 
     def train(self, mode: bool = True) -> Self:
         """As every module's; and what was laid out of the weights for inference is forgotten (``products.py``)."""
-        forget_products(self)
+        forget_layouts(self.modules())
         return super().train(mode)
 
     def init_weights(self) -> None:

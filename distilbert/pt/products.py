@@ -1,17 +1,18 @@
-"""Linear layers on CPUs in bfloat16 and int8: weights that oneDNN has laid out, and neighbours as one product.
+"""Layers for inference on CPUs: weights that MKL or oneDNN has laid out, and neighbours as one product.
 
-Whenever a gradient may be asked for, or a tool looks on, what runs are the modules themselves. So it is in float32 too,
-where nothing is gained by a layout: docs/performance.md.
+Whenever a gradient may be asked for, or a tool looks on, what runs are the modules themselves. What is gained:
+docs/performance.md.
 
-O outputs, D inputs.
+O outputs, D inputs; the rest as in ``encoder.py``.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -25,10 +26,19 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from distilbert.core.backends import has_int8_products
 from distilbert.core.errors import InputError
+from distilbert.pt.attention import Sequences, first_tokens, fused_attention
 
 # What oneDNN can do to a product before it leaves the registers, by the config's name: name, and which approximation.
 EPILOGUES = {None: ("none", ""), "gelu": ("gelu", "none"), "gelu_new": ("gelu", "tanh"), "relu": ("relu", "")}
+# The same without memory for a result: giving that back and taking it anew is as much work.
+IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": torch.ops.aten.gelu_,
+    "gelu_new": partial(torch.ops.aten.gelu_, approximate="tanh"),
+    "relu": torch.relu_,
+    "silu": partial(F.silu, inplace=True),
+}
 ROWS = 1024  # for which oneDNN chooses a layout: a pipeline's batch on a CPU
+MKL_ROWS = 256  # for which MKL does: of its two layouts the one that is as fast as any, from 2 rows to 1,536
 
 Quantized = TypeVar("Quantized", bound=nn.Module)
 
@@ -75,55 +85,126 @@ def quantize(model: Quantized) -> Quantized:
     return model
 
 
-@dataclass(frozen=True)
-class Product:
-    """The weights of some linear layers laid out as one, and what they were made from.
+Product = Callable[[Tensor], Tensor]  # values (…, D) to values (…, O)
 
-    Copies would go unnoticed when their origin changes; so each use asks whether it has. What autograd itself is blind
-    to, a change through ``.data`` or through a numpy array of the same memory, this is blind to as well, until
-    ``train`` or ``eval`` of the whole model is called, an optimiser takes a step, or a gradient may be asked for.
+
+LINEAR = (nn.Linear, Int8Linear)
+LEAVES = (*LINEAR, nn.LayerNorm, nn.Dropout)
+
+
+class LaidOutLayer:
+    """A layer for inference: its weights laid out, neighbours as one product, and none of its modules called.
+
+    The weights are copies, which do not follow when the layer changes; so each use asks whether it has. What autograd
+    itself is blind to, a change through ``.data`` or through a numpy array of the same memory, this is blind to as
+    well, until ``train`` or ``eval`` of the whole model is called, an optimiser takes a step, or a gradient may be
+    asked for.
+
+    Args:
+        layer: whose modules are all plain. It is not kept.
+        dtype: of what it is given.
     """
 
-    origin: tuple[Tensor, ...]
-    state: tuple[Any, ...]
-    weight: Tensor
-    bias: Tensor
-    scale: Tensor | None  # of int8, with where its zero is, which is 0
-    zero: Tensor | None
-    sizes: list[int]
+    def __init__(self, layer: Any, dtype: torch.dtype) -> None:
+        self.head_size, self.hidden_act, self.dtype = layer.head_size, layer.hidden_act, dtype
+        self.parts = {role: layer.part(role) for role in layer.paths}
+        self.modules = modules_below(layer)
+        self.kinds = [type(module) for module in self.modules]
+        self.tensors = tensors_of(self.modules)
+        self.state = state_of(self.tensors)
+        self.products: dict[tuple[str, ...], Product] = {}
 
-    @classmethod
-    def of(cls, parts: Sequence[nn.Module]) -> Product:
-        """Lay out the weights of ``parts``, one below the other."""
-        weight, bias = (torch.cat([getattr(part, name).detach() for part in parts]) for name in ("weight", "bias"))
-        scale = zero = None
-        if isinstance(parts[0], Int8Linear):
-            scale = torch.cat([part.scale for part in parts])  # type: ignore[misc]
-            zero = torch.zeros_like(scale, dtype=torch.int32)
-            laid_out = torch.ops.onednn.qlinear_prepack(weight, [ROWS, weight.shape[1]])
+    def is_of(self, layer: nn.Module, dtype: torch.dtype) -> bool:
+        """Whether this is still what ``layer`` computes of values in ``dtype``, and nobody would miss its modules."""
+        modules = modules_below(layer)
+        return (
+            self.dtype == dtype
+            and are_same(self.modules, modules)
+            and are_same(self.kinds, [type(module) for module in modules])
+            and not any(map(is_watched, modules))
+            and are_same(self.tensors, tensors_of(modules))
+            and self.state == state_of(self.tensors)
+        )
+
+    def __call__(
+        self, hidden_BLD: Tensor, visible: Tensor | Sequences | None, first_token_only: bool = False
+    ) -> Tensor:
+        """Vectors (B, L, D) to vectors (B, Q, D), as the layer's ``forward``."""
+        if first_token_only:
+            asking_BQD = first_tokens(hidden_BLD, visible)
+            (query_BQHK,) = self.project(("query",), asking_BQD)
+            key_BLHK, value_BLHK = self.project(("key", "value"), hidden_BLD)
         else:
-            laid_out = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
-        origin = tensors_of(parts)
-        sizes = [len(part.bias) for part in parts]  # type: ignore[arg-type]
-        return cls(origin, state_of(origin), laid_out, bias, scale, zero, sizes)
+            asking_BQD = hidden_BLD
+            query_BQHK, key_BLHK, value_BLHK = self.project(("query", "key", "value"), hidden_BLD)
+        context_BQHK = fused_attention(query_BQHK, key_BLHK, value_BLHK, visible, first_token_only)
+        attended_BQD = self.product(("attention_out",))(context_BQHK.flatten(-2)).add_(asking_BQD)
+        attended_BQD = self.normalize("attention_norm", attended_BQD)
+        inner_BQF = self.product(("feed_forward_in",), is_activated=True)(attended_BQD)
+        outer_BQD = self.product(("feed_forward_out",))(inner_BQF).add_(attended_BQD)
+        return self.normalize("feed_forward_norm", outer_BQD)
 
-    def is_of(self, parts: Sequence[nn.Module]) -> bool:
-        """Whether these are still the weights of ``parts``."""
-        tensors = tensors_of(parts)
-        return all(map(operator.is_, self.origin, tensors)) and self.state == state_of(tensors)
+    def project(self, roles: tuple[str, ...], value: Tensor) -> tuple[Tensor, ...]:
+        """The heads (B, L, H, K) of each role, in one product."""
+        return self.product(roles)(value).unflatten(-1, (len(roles), -1, self.head_size)).unbind(-3)
 
-    def __call__(self, value: Tensor, activation: str | None = None) -> Sequence[Tensor]:
-        """What each part makes of ``value`` (…, D), after the activation of that name."""
-        name, variant = EPILOGUES[activation]
-        if self.scale is None:
-            product = torch.ops.mkldnn._linear_pointwise(value, self.weight, self.bias, name, [], variant)
-        else:
-            rounded, scale, zero = round_to_bytes(value)
-            weights = (self.weight, self.scale, self.zero, self.bias)
-            product = torch.ops.onednn.qlinear_pointwise(
-                *(rounded, scale, zero, *weights, 1.0, 0, torch.float32, name, [], variant)
-            )
-        return [product] if len(self.sizes) == 1 else product.split(self.sizes, -1)
+    def product(self, roles: tuple[str, ...], is_activated: bool = False) -> Product:
+        """The product with the weights of some roles, one below the other."""
+        if roles not in self.products:
+            parts = [self.parts[role] for role in roles]
+            self.products[roles] = product_of(parts, self.hidden_act if is_activated else None)
+        return self.products[roles]
+
+    def normalize(self, role: str, value: Tensor) -> Tensor:
+        """What the norm of that role makes of ``value``."""
+        norm: Any = self.parts[role]
+        return torch.layer_norm(value, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
+def product_of(parts: Sequence[Any], activation: str | Callable[[Tensor], Tensor] | None = None) -> Product:
+    """The product with the weights of ``parts``, one below the other, and after it what a config calls so, or is."""
+    weight_OD, bias_O = (torch.cat([getattr(part, kind).detach() for part in parts]) for kind in ("weight", "bias"))
+    is_fused = weight_OD.dtype != torch.float32 and activation in EPILOGUES
+    epilogue = EPILOGUES[activation if is_fused else None]  # type: ignore[index]
+    if weight_OD.dtype == torch.int8:
+        scale_O = torch.cat([part.scale for part in parts])
+        product = product_in_int8(weight_OD, scale_O, bias_O, epilogue)
+    elif weight_OD.dtype == torch.float32:
+        product = product_in_float32(weight_OD, bias_O)
+    else:
+        product = product_in_bfloat16(weight_OD, bias_O, epilogue)
+    if activation is None or is_fused:
+        return product
+    activate = activation if callable(activation) else IN_PLACE[activation]
+    return lambda value: activate(product(value))
+
+
+def product_in_float32(weight_OD: Tensor, bias_O: Tensor) -> Product:
+    """By MKL, which otherwise lays out weights anew for every product."""
+    laid_out = torch.ops.mkl._mkl_reorder_linear_weight(weight_OD, MKL_ROWS)
+    shape_OD = weight_OD.new_empty(()).expand_as(weight_OD)  # all that is asked of the original, which needs no memory
+
+    def multiply(value: Tensor) -> Tensor:
+        rows = value.shape[:-1].numel()  # PyTorch wants to hear that it was laid out for as many; MKL takes any
+        return torch.ops.mkl._mkl_linear(value, laid_out, shape_OD, bias_O, rows)
+
+    return multiply
+
+
+def product_in_bfloat16(weight_OD: Tensor, bias_O: Tensor, epilogue: tuple[str, str]) -> Product:
+    """By oneDNN."""
+    laid_out, (name, variant) = torch.ops.mkldnn._reorder_linear_weight(weight_OD, ROWS), epilogue
+    multiply = torch.ops.mkldnn._linear_pointwise
+    return lambda value: multiply(value, laid_out, bias_O, name, [], variant)
+
+
+def product_in_int8(weight_OD: Tensor, scale_O: Tensor, bias_O: Tensor, epilogue: tuple[str, str]) -> Product:
+    """By oneDNN, of values that are rounded each time."""
+    laid_out, (name, variant) = torch.ops.onednn.qlinear_prepack(weight_OD, [ROWS, weight_OD.shape[1]]), epilogue
+    weights = (laid_out, scale_O, torch.zeros_like(scale_O, dtype=torch.int32), bias_O)  # where zero is: at 0
+    output: tuple[Any, ...] = (1.0, 0, torch.float32, name, [], variant)
+    multiply = torch.ops.onednn.qlinear_pointwise
+    return lambda value: multiply(*round_to_bytes(value), *weights, *output)
 
 
 def round_to_bytes(value: Tensor) -> tuple[Tensor, float, int]:
@@ -135,81 +216,113 @@ def round_to_bytes(value: Tensor) -> tuple[Tensor, float, int]:
     levels = 255 if has_int8_products() else 127  # other CPUs add pairs of products up in 16 bits, which must fit
     scale = max((high - low) / levels, torch.finfo(torch.float32).tiny)
     zero = round(-low / scale)
-    return value.mul(1 / scale).add_(zero).round_().clamp_(0, levels).to(torch.uint8), scale, zero
+    rounded = torch.quantize_per_tensor(value.contiguous(), scale, zero, torch.quint8)
+    memory = rounded.untyped_storage()  # int_repr copies it, slowly
+    return torch.empty(0, dtype=torch.uint8).set_(memory, 0, rounded.shape, rounded.stride()), scale, zero
 
 
-def tensors_of(parts: Sequence[nn.Module]) -> tuple[Tensor, ...]:
-    """Weights, scales and biases."""
-    return tuple(
-        value for part in parts for value in (*part._parameters.values(), *part._buffers.values()) if value is not None
-    )
+def modules_below(module: nn.Module) -> list[nn.Module]:
+    """Each that hangs below, from the top; ``modules`` takes several times as long, and this runs for every layer."""
+    found = []
+    for child in module._modules.values():
+        if child is not None:
+            found.append(child)
+            if type(child) not in LEAVES:
+                found += modules_below(child)
+    return found
 
 
-def state_of(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+def tensors_of(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """Weights, scales and biases of the linear layers among ``modules``."""
+    linear = [each._parameters or each._buffers for each in modules if type(each) in LINEAR]
+    return [value for values in linear for value in values.values() if value is not None]
+
+
+def state_of(tensors: Iterable[Tensor]) -> list[int]:
     """What changes when values do: where they are, and how often they were written to."""
-    return tuple((value.data_ptr(), value._version) for value in tensors)
+    return [fact for value in tensors for fact in (value.data_ptr(), value._version)]
 
 
-# By the module that has the layers, and by their roles. Not in the modules: copies and pickles of these need none.
-PRODUCTS: WeakKeyDictionary[nn.Module, dict[tuple[str, ...], Product]] = WeakKeyDictionary()
+def are_same(one: Sequence[object], other: Sequence[object]) -> bool:
+    """Whether two lists hold the very same objects."""
+    return len(one) == len(other) and all(map(operator.is_, one, other))
 
 
-def product_of(owner: nn.Module, roles: tuple[str, ...], parts: Sequence[nn.Module], value: Tensor) -> Product | None:
-    """The weights of ``parts``, which have these roles in ``owner``, laid out for ``value``; None to leave them be."""
+def is_watched(module: nn.Module) -> bool:
+    """Whether something would miss a call of ``module``, or has replaced it, or it is there for training."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module.training or "forward" in module.__dict__)
+
+
+# Not in the modules: copies and pickles of these need none.
+LAID_OUT: WeakKeyDictionary[nn.Module, LaidOutLayer] = WeakKeyDictionary()
+
+
+def lay_out(layer: nn.Module, dtype: torch.dtype) -> LaidOutLayer | None:
+    """What computes as ``layer`` does; None if only ``layer`` itself can. Ask ``can_be_laid_out`` before."""
+    if is_watched(layer):
+        return None
+    known = LAID_OUT.get(layer)
+    if known is None or not known.is_of(layer, dtype):
+        if not all(is_plain(module, dtype) for module in modules_below(layer)):
+            return None
+        known = LAID_OUT[layer] = LaidOutLayer(layer, dtype)
+    return known
+
+
+def is_plain(module: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether a module below a layer is as it was made, computes in ``dtype``, and has a layout if it needs one."""
+    if is_watched(module) or type(module) not in (nn.Module, *LEAVES):
+        return False
+    # Tensors made in inference mode do not count how often they were written to.
+    if not all(type(value) in (Tensor, nn.Parameter) and not value.is_inference() for value in tensors_of([module])):
+        return False
+    if type(module) is Int8Linear:
+        return dtype == torch.float32 and has_layout(torch.int8)
+    if type(module) is nn.Linear:
+        return module.bias is not None and module.weight.dtype == module.bias.dtype == dtype and has_layout(dtype)
+    return True
+
+
+def has_layout(dtype: torch.dtype) -> bool:
+    """Whether this PyTorch has a layout for weights of ``dtype`` on this CPU: MKL's, or oneDNN's."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.float32:
+        return torch.backends.mkl.is_available()
+    return dtype in (torch.bfloat16, torch.int8) and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def can_be_laid_out(stack: nn.ModuleList, value: Tensor) -> bool:
+    """Whether nobody looks on at how ``stack`` computes with ``value``, or may ask for a gradient."""
     if is_traced():
-        return None
-    if owner.training or torch.is_grad_enabled():
-        PRODUCTS.pop(owner, None)
-        return None
-    if not (all(is_plain(part, value.dtype) for part in parts) and can_be_laid_out(value)):
-        return None
-    known = PRODUCTS.setdefault(owner, {})
-    if roles not in known or not known[roles].is_of(parts):
-        known[roles] = Product.of(parts)
-    return known[roles]
-
-
-def can_be_laid_out(value: Tensor) -> bool:
-    """Whether nothing looks on at products with ``value`` that would miss the modules."""
+        return False
+    if stack.training or torch.is_grad_enabled():
+        forget_layouts(stack)
+        return False
     return (
         value.device.type == "cpu"
         and value.numel() > 0
         and type(value) is Tensor
+        and bool(torch.backends.mkldnn.enabled)
         and forward_ad._current_level < 0
         and not torch.is_autocast_enabled("cpu")
-        and has_layouts()
         and _get_current_dispatch_mode() is None
         and not (global_hooks._global_forward_hooks or global_hooks._global_forward_pre_hooks)
     )
 
 
-def has_layouts() -> bool:
-    """Whether oneDNN is part of this PyTorch, switched on, and has products in bfloat16 for this CPU."""
-    mkldnn = torch.backends.mkldnn
-    return mkldnn.is_available() and bool(mkldnn.enabled) and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+def forget_layouts(stack: Iterable[nn.Module]) -> None:
+    """Lay the weights of ``stack`` out anew when it next runs, whatever has happened to them."""
+    for layer in stack:
+        LAID_OUT.pop(layer, None)
 
 
-def forget_products(model: nn.Module) -> None:
-    """Lay a model's weights out anew when it next runs, whatever has happened to them."""
-    for module in model.modules():
-        PRODUCTS.pop(module, None)
-
+# It is about to go, and says so once; nothing else rounds to bytes in one go: a third of the time.
+with warnings.catch_warnings(action="ignore"):
+    torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.quint8)
 
 # Fused optimisers write to parameters without counting it.
-register_optimizer_step_post_hook(lambda *_: PRODUCTS.clear())
-
-
-def is_plain(part: nn.Module, dtype: torch.dtype) -> bool:
-    """Whether a module is a linear layer whose products with ``dtype`` gain by a layout, and nothing but that."""
-    if type(part) is nn.Linear:
-        gains = dtype == part.weight.dtype == torch.bfloat16 and type(part.weight) is type(part.bias) is nn.Parameter
-    elif type(part) is Int8Linear:
-        gains = dtype == torch.float32
-    else:
-        return False
-    has_hooks = part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part)
-    # Tensors made in inference mode do not count how often they were written to.
-    return gains and not has_hooks and not any(value.is_inference() for value in tensors_of([part]))
+register_optimizer_step_post_hook(lambda *_: LAID_OUT.clear())
 
 
 def is_traced() -> bool:
