@@ -22,7 +22,7 @@ def run(*arguments):
 
 def test_everyone_takes_turns():
     config, order = read_config(MODEL), []
-    contenders = {name: lambda sequences, name=name: order.append(name) for name in ("a", "b")}
+    contenders = {name: lambda sequences, name=name: order.append(name) or [1.0] for name in ("a", "b")}
     sequences = drawn_lengths("short", config, 0.1)
     found = throughput(contenders, sequences, config, 3, lambda text: None)
     assert order == ["a", "b"] * (WARM_UP + 3)

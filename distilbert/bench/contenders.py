@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import multiprocessing
+import signal
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +20,7 @@ from distilbert.core.backends import choose_backend
 from distilbert.core.batches import pad
 from distilbert.core.checkpoint import write_checkpoint
 from distilbert.core.config import Config, DistilBertConfig, read_config
-from distilbert.core.errors import InputError
+from distilbert.core.errors import DistilBertError, InputError
 from distilbert.core.spec import initial_value, parameters
 from distilbert.pipelines.batching import run_by_length
 
@@ -30,6 +34,69 @@ LONGEST = 512
 Sequences = Sequence[Sequence[int]]
 Run = Callable[[Sequences], object]  # of all sequences, in whatever batches suit it
 Call = Callable[[np.ndarray, np.ndarray], object]  # of the ids and the mask of a padded batch
+
+
+class Contender:
+    """Someone in a process of its own. Threads of several in one get into each other's way: where there are more than
+    cores, OpenMP's go to sleep between any two steps, and short texts take PyTorch half as long again.
+
+    Args:
+        make: makes what runs sequences, there.
+        arguments: of ``make``.
+
+    Raises:
+        DistilBertError: what ``make`` fails with.
+    """
+
+    def __init__(self, make: Callable[..., Run], *arguments: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
+        self.process.start()
+        theirs.close()
+        self._receive()
+
+    def __call__(self, sequences: Sequences, times: int = 1) -> list[float]:
+        """Run all sequences, so many times in a row: how many seconds each took."""
+        self.connection.send((sequences, times))
+        return self._receive()
+
+    def close(self) -> None:
+        """End the process."""
+        self.connection.close()
+        self.process.terminate()
+        self.process.join()
+
+    def _receive(self) -> Any:
+        try:
+            answer = self.connection.recv()
+        except EOFError:
+            self.process.join()
+            raise InputError(f"its process has ended with status {self.process.exitcode}") from None
+        if isinstance(answer, Exception):
+            self.close()
+            raise answer
+        return answer
+
+
+def _serve(connection: Connection, make: Callable[..., Run], arguments: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever asked ends this
+    answer: Any = None
+    try:
+        run = make(*arguments)
+        while True:
+            connection.send(answer)
+            sequences, times = connection.recv()
+            answer = []
+            for _ in range(times):
+                start = time.perf_counter()
+                run(sequences)
+                answer.append(time.perf_counter() - start)
+    except EOFError:  # nobody asks any more
+        return
+    except Exception as error:
+        known = isinstance(error, DistilBertError)
+        connection.send(error if known else InputError(f"{type(error).__name__}: {error}".splitlines()[0]))
 
 
 class Peer(NamedTuple):
@@ -76,6 +143,7 @@ def random_model() -> Iterator[Path]:
         yield Path(folder)
 
 
+@contextmanager
 def make_contenders(
     model: str | Path,
     backends: Iterable[str],
@@ -84,8 +152,8 @@ def make_contenders(
     *,
     peers: bool = False,
     skip: Callable[[str, str], None] = lambda name, why: None,
-) -> dict[str, Run]:
-    """What runs sequences, by name.
+) -> Iterator[dict[str, Contender]]:
+    """Who runs sequences, by name.
 
     Args:
         model: a folder with a text classifier.
@@ -99,39 +167,43 @@ def make_contenders(
         CheckpointError: the model is absent, damaged, or no text classifier.
         InputError: a type or device that a backend has not, or nobody is left.
     """
-    made: dict[str, Run] = {}
-    for backend, dtype in ((backend, dtype) for backend in backends for dtype in dtypes):
-        if dtype == "int8" and backend != "torch":
-            skip(f"{backend} int8", "int8 is for PyTorch")
-            continue
-        inference = importlib.import_module(f"{choose_backend(backend)}.inference").InferenceModel
-        made[f"{backend} {dtype}"] = _ours(inference.from_pretrained(HEAD, model, dtype=dtype, device=device))
-    config = read_config(model)
-    taking_part = ((kind, peer, dtype) for kind, peer in PEERS.items() for dtype in peer.dtypes if dtype in dtypes)
-    for kind, peer, dtype in taking_part if peers else ():
-        name = f"{kind} {dtype}"
-        missing = [package for package in peer.needs if importlib.util.find_spec(package) is None]
-        if missing:
-            skip(name, f"{missing[0]} is not installed")
-        elif device != "cpu" and kind != "transformers":
-            skip(name, "is timed on CPUs only")
-        else:
-            importlib.import_module("transformers").logging.set_verbosity_error()  # it reports what it loads
-            try:
-                made[name] = _padded(peer.make(model, dtype, device), config)
-            except Exception as error:  # what a peer fails with is its own affair; the others go on
-                skip(name, f"{type(error).__name__}: {error}".splitlines()[0])
-    if not made:
-        raise InputError("nobody is left to time; choose other backends or types")
-    return made
+    made: dict[str, Contender] = {}
+    with ExitStack() as stack:
+        for backend, dtype in ((backend, dtype) for backend in backends for dtype in dtypes):
+            if dtype == "int8" and backend != "torch":
+                skip(f"{backend} int8", "int8 is for PyTorch")
+                continue
+            made[f"{backend} {dtype}"] = stack.enter_context(closing(Contender(_ours, backend, model, dtype, device)))
+        taking_part = ((kind, peer, dtype) for kind, peer in PEERS.items() for dtype in peer.dtypes if dtype in dtypes)
+        for kind, peer, dtype in taking_part if peers else ():
+            name = f"{kind} {dtype}"
+            missing = [package for package in peer.needs if importlib.util.find_spec(package) is None]
+            if missing:
+                skip(name, f"{missing[0]} is not installed")
+            elif device != "cpu" and kind != "transformers":
+                skip(name, "is timed on CPUs only")
+            else:
+                try:
+                    made[name] = stack.enter_context(closing(Contender(_padded, peer.make, model, dtype, device)))
+                except DistilBertError as error:  # what a peer fails with is its own affair; the others go on
+                    skip(name, str(error))
+        if not made:
+            raise InputError("nobody is left to time; choose other backends or types")
+        yield made
 
 
-def _ours(model: Any) -> Run:
+def _ours(backend: str, folder: str | Path, dtype: str, device: str) -> Run:
+    inference = importlib.import_module(f"{choose_backend(backend)}.inference").InferenceModel
+    model = inference.from_pretrained(HEAD, folder, dtype=dtype, device=device)
     return lambda sequences: run_by_length(model, sequences, lambda number, outputs: outputs["logits"])
 
 
-def _padded(call: Call, config: Config) -> Run:
+def _padded(make: Callable[[str | Path, str, str], Call], folder: str | Path, dtype: str, device: str) -> Run:
     """Batches of 32, sorted by length: what peers are good at."""
+    logging = importlib.import_module("transformers").logging  # it reports what it loads
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    call, config = make(folder, dtype, device), read_config(folder)
 
     def run(sequences: Sequences) -> list[object]:
         rows = sorted(sequences, key=len, reverse=True)

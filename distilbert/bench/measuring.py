@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distilbert.bench.contenders import Run, random_ids
+from distilbert.bench.contenders import Contender, random_ids
 from distilbert.core.config import Config
 from distilbert.core.spec import parameters
 
@@ -71,23 +71,22 @@ class Latency:
 
 
 def throughput(
-    contenders: Mapping[str, Run], sequences: Sequence[Sequence[int]], config: Config, rounds: int, show: Show
+    contenders: Mapping[str, Contender], sequences: Sequence[Sequence[int]], config: Config, rounds: int, show: Show
 ) -> list[Throughput]:
     """Time everyone on the same sequences, after rounds that let them warm up and compile."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(-WARM_UP, rounds):
         for name, run in contenders.items():
             show(f"{name}: {'warming up' if number < 0 else f'round {number + 1} of {rounds}'}")
-            taken = _timed(run, sequences)
-            if number >= 0:
-                seconds[name].append(taken)
+            taken = run(sequences)
+            seconds[name] += taken if number >= 0 else []
     tokens = sum(map(len, sequences))
     flops = float(flops_per_token(config) * tokens)
     return [Throughput(name, taken, len(sequences), tokens, flops) for name, taken in seconds.items()]
 
 
 def latencies(
-    contenders: Mapping[str, Run], lengths: Iterable[int], config: Config, rounds: int, show: Show
+    contenders: Mapping[str, Contender], lengths: Iterable[int], config: Config, rounds: int, show: Show
 ) -> list[Latency]:
     """Time everyone on one sequence at a time, ``CALLS`` in a row."""
     found = []
@@ -97,7 +96,7 @@ def latencies(
         for number in range(-1, rounds):
             for name, run in contenders.items():
                 show(f"{name}: one text of {length} tokens")
-                taken = [_timed(run, sequence) for _ in range(CALLS)]
+                taken = run(sequence, CALLS)
                 seconds[name] += taken if number >= 0 else []
         found += [Latency(name, length, taken) for name, taken in seconds.items()]
     return found
@@ -148,10 +147,10 @@ def limits(config: Config, dtypes: Iterable[str], device: str) -> dict[str, floa
     return found
 
 
-def _timed(run: Callable[..., object], given: object, device: str = "cpu") -> float:
+def _timed(run: Callable[..., object], given: object, device: str) -> float:
     start = time.perf_counter()
     run(given)
-    if device != "cpu":  # contenders themselves give arrays, and so wait
+    if device != "cpu":
         import torch
 
         torch.accelerator.synchronize(torch.device(device))

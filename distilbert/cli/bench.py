@@ -69,7 +69,8 @@ def bench(
         config = read_config(model)
         skipped: dict[str, str] = {}
         status = stack.enter_context(Console(stderr=True).status("loading"))
-        found = make_contenders(model, chosen, types, device, peers=peers, skip=skipped.__setitem__)
+        made = make_contenders(model, chosen, types, device, peers=peers, skip=skipped.__setitem__)
+        found = stack.enter_context(made)
         show = status.update
         show("products alone")  # the limit
         measured = Report(
