@@ -2,15 +2,19 @@
 
 import importlib.util
 import json
+import os
+from contextlib import closing
 
 import pytest
 from conftest import GOLDEN
 from typer.testing import CliRunner
 
 from distilbert.bench import drawn_lengths, throughput
+from distilbert.bench.contenders import Contender
 from distilbert.bench.measuring import WARM_UP, flops_per_token
 from distilbert.cli import make_app
 from distilbert.core.config import DistilBertConfig, read_config
+from distilbert.core.errors import InputError
 
 MODEL = GOLDEN / "distilbert-seqcls"
 QUICK = ["--share", "0.02", "--rounds", "2"]
@@ -28,6 +32,23 @@ def test_everyone_takes_turns():
     assert order == ["a", "b"] * (WARM_UP + 3)
     assert [len(one.seconds) for one in found] == [3, 3]
     assert found[0].tokens == sum(map(len, sequences)) and found[0].sequences == 51
+
+
+def leave(status):
+    return lambda sequences: os._exit(status)
+
+
+def fail(kind):
+    raise kind("on purpose")
+
+
+def test_a_contender_that_fails():
+    with pytest.raises(InputError, match="EOFError: on purpose"):
+        Contender("a", fail, EOFError)
+    with closing(Contender("a", leave, 3)) as contender:
+        for _ in range(2):
+            with pytest.raises(InputError, match="a: its process has ended with status 3"):
+                contender([[1, 2]])
 
 
 def test_lengths_are_those_of_the_mix_and_always_the_same():

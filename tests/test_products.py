@@ -12,7 +12,7 @@ from conftest import GOLDEN
 
 import distilbert
 from distilbert.core.errors import InputError
-from distilbert.pt import products, quantize
+from distilbert.pt import encoder, products, quantize
 from distilbert.pt.inference import InferenceModel
 
 DTYPES = [
@@ -134,9 +134,6 @@ def patch(model):
     part.forward = lambda value: 2 * forward(value)
 
 
-WEIGHTS = (in_place, by_another, by_a_state, behind_the_back, by_a_fused_optimizer)
-
-
 def drop_out(model):
     for part in model.modules():
         if isinstance(part, torch.nn.Dropout):
@@ -151,11 +148,53 @@ def normalize_otherwise(model):
     model.distilbert.transformer.layer[0].output_layer_norm.weight.data.mul_(0.5)
 
 
-MODULES = (replace, hook, patch, drop_out, hook_the_layer, normalize_otherwise)
+def activate_otherwise(model):
+    model.distilbert.transformer.layer[0].hidden_act = "relu"
+
+
+def wrap(model):
+    layer = model.distilbert.transformer.layer[0]
+    layer.ffn = Wrapper(layer.ffn)
+
+
+class Wrapper(torch.nn.Module):
+    """As PEFT's: what it has not, its module has."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+        module.lin1.weight.data.mul_(3)
+
+    def __getattr__(self, name):
+        return self._modules["module"] if name == "module" else getattr(self._modules["module"], name)
+
+
+def write_while_wrapped(model):
+    layer = model.distilbert.transformer.layer[0]
+    plain = layer.ffn
+    wrap(model)
+    answer(model)
+    plain.lin1.weight.data.mul_(3)
+    layer.ffn = plain
+
+
+def freeze(model):
+    part = model.distilbert.transformer.layer[0].ffn.lin1
+    weight = part.weight.detach().clone()
+    del part.weight
+    part.register_buffer("weight", weight)
+    answer(model)
+    part.weight.mul_(3)
+
+
+CHANGES = (
+    *(in_place, by_another, by_a_state, behind_the_back, by_a_fused_optimizer, replace, hook, patch, drop_out),
+    *(hook_the_layer, normalize_otherwise, activate_otherwise, wrap, write_while_wrapped, freeze),
+)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("change", [*WEIGHTS, *MODULES])
+@pytest.mark.parametrize("change", CHANGES)
 def test_weights_and_modules_that_change_are_noticed(change, dtype):
     model = load("torch", "seqcls", dtype=dtype)
     before = answer(model)
@@ -193,6 +232,8 @@ def test_copies_and_pruned_heads(dtype):
     model(IDS)
     assert layer() not in products.LAID_OUT
     answer(model.eval())
+    model.classifier.register_full_backward_hook(lambda *_, model=model: None)
+    layer().ffn.register_full_backward_hook(lambda *_, model=model: None)
     del model
     gc.collect()
     assert layer() is None  # nothing keeps it
@@ -208,6 +249,26 @@ def test_int8_is_close(head):
         np.testing.assert_allclose(one["logits"], other["logits"], atol=0.15 * np.abs(one["logits"]).max())
     with pytest.raises(InputError, match="is int8, expected floats: a quantised model"):
         model.model.save_pretrained("anywhere")
+
+
+def test_int8_beside_float32(calls):
+    exact, model = load("torch", "seqcls"), quantize(load("torch", "seqcls"))
+    answer(model)
+    assert calls["layers"] == model.config.n_layers
+    model.distilbert.transformer.layer[0].attention.k_lin = exact.distilbert.transformer.layer[0].attention.k_lin
+    torch.testing.assert_close(answer(model), by_modules(exact), atol=0.15 * float(answer(exact).abs().max()), rtol=0)
+    assert calls["layers"] == 3 * model.config.n_layers - 1  # with those of the exact one
+
+
+def test_wherever_tensors_are_made():
+    model = quantize(load("torch", "seqcls"))
+    expected = answer(model)
+    with torch.device("meta"):
+        torch.testing.assert_close(answer(model.eval()), expected)
+
+
+def test_activations_in_place_are_those_of_the_encoder():
+    assert products.IN_PLACE.keys() == encoder.ACTIVATIONS.keys()
 
 
 def test_int8_of_what_is_no_number():

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import multiprocessing
+import os
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,24 +43,35 @@ class Contender:
     cores, OpenMP's go to sleep between any two steps, and short texts take PyTorch half as long again.
 
     Args:
+        name: whose.
         make: makes what runs sequences, there.
         arguments: of ``make``.
 
     Raises:
-        DistilBertError: what ``make`` fails with.
+        DistilBertError: what ``make`` fails with, or the process has ended.
     """
 
-    def __init__(self, make: Callable[..., Run], *arguments: Any) -> None:
+    def __init__(self, name: str, make: Callable[..., Run], *arguments: Any) -> None:
+        self.name = name
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
         self.process.start()
         theirs.close()
-        self._receive()
+        try:
+            self._receive()
+        except BaseException:
+            self.close()
+            raise
 
     def __call__(self, sequences: Sequences, times: int = 1) -> list[float]:
-        """Run all sequences, so many times in a row: how many seconds each took."""
-        self.connection.send((sequences, times))
+        """Run all sequences, so many times in a row: how many seconds each took.
+
+        Raises:
+            DistilBertError: what it fails with, or its process has ended.
+        """
+        with suppress(ConnectionError):  # then there is nothing to receive either
+            self.connection.send((sequences, times))
         return self._receive()
 
     def close(self) -> None:
@@ -70,33 +83,43 @@ class Contender:
     def _receive(self) -> Any:
         try:
             answer = self.connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             self.process.join()
-            raise InputError(f"its process has ended with status {self.process.exitcode}") from None
+            raise InputError(f"{self.name}: its process has ended with status {self.process.exitcode}") from None
         if isinstance(answer, Exception):
-            self.close()
             raise answer
         return answer
 
 
 def _serve(connection: Connection, make: Callable[..., Run], arguments: tuple[Any, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever asked ends this
-    answer: Any = None
-    try:
-        run = make(*arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that what was made for it is taken away
+    # Each would take most of a GPU for itself.
+    os.environ |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
+    with suppress(EOFError, ConnectionError):  # nobody asks any more
+        run = _result(make, *arguments)
+        connection.send(run if isinstance(run, Exception) else None)
         while True:
-            connection.send(answer)
-            sequences, times = connection.recv()
-            answer = []
-            for _ in range(times):
-                start = time.perf_counter()
-                run(sequences)
-                answer.append(time.perf_counter() - start)
-    except EOFError:  # nobody asks any more
-        return
+            connection.send(_result(_seconds, run, *connection.recv()))
+
+
+def _result(call: Callable[..., Any], *arguments: Any) -> Any:
+    """What a call gives, or what it fails with."""
+    try:
+        return call(*arguments)
+    except DistilBertError as error:
+        return error
     except Exception as error:
-        known = isinstance(error, DistilBertError)
-        connection.send(error if known else InputError(f"{type(error).__name__}: {error}".splitlines()[0]))
+        return InputError(f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+def _seconds(run: Run, sequences: Sequences, times: int) -> list[float]:
+    taken = []
+    for _ in range(times):
+        start = time.perf_counter()
+        run(sequences)
+        taken.append(time.perf_counter() - start)
+    return taken
 
 
 class Peer(NamedTuple):
@@ -153,7 +176,7 @@ def make_contenders(
     peers: bool = False,
     skip: Callable[[str, str], None] = lambda name, why: None,
 ) -> Iterator[dict[str, Contender]]:
-    """Who runs sequences, by name.
+    """Who runs sequences, by name; each in a process that imports the main module, as ``multiprocessing`` says.
 
     Args:
         model: a folder with a text classifier.
@@ -173,7 +196,8 @@ def make_contenders(
             if dtype == "int8" and backend != "torch":
                 skip(f"{backend} int8", "int8 is for PyTorch")
                 continue
-            made[f"{backend} {dtype}"] = stack.enter_context(closing(Contender(_ours, backend, model, dtype, device)))
+            name = f"{backend} {dtype}"
+            made[name] = stack.enter_context(closing(Contender(name, _ours, backend, model, dtype, device)))
         taking_part = ((kind, peer, dtype) for kind, peer in PEERS.items() for dtype in peer.dtypes if dtype in dtypes)
         for kind, peer, dtype in taking_part if peers else ():
             name = f"{kind} {dtype}"
@@ -184,7 +208,7 @@ def make_contenders(
                 skip(name, "is timed on CPUs only")
             else:
                 try:
-                    made[name] = stack.enter_context(closing(Contender(_padded, peer.make, model, dtype, device)))
+                    made[name] = stack.enter_context(closing(Contender(name, _padded, peer.make, model, dtype, device)))
                 except DistilBertError as error:  # what a peer fails with is its own affair; the others go on
                     skip(name, str(error))
         if not made:

@@ -205,15 +205,15 @@ class Encoder(PreTrainedModel):
         stack, ended = self.layers(), []
         is_whole = self.training or output_hidden_states or output_attentions or head_mask is not None
         pieces = [(hidden_BLD, visible)] if is_whole else by_pieces(hidden_BLD, visible)
-        lean: list[LaidOutLayer | None] = [None] * len(stack)
+        layouts: list[LaidOutLayer | None] = [None] * len(stack)
         if fused and can_be_laid_out(stack, hidden_BLD):  # asked before all layers: in between, memory would be cold
-            lean = [lay_out(layer, hidden_BLD.dtype) if type(layer) is Layer else None for layer in stack]
+            layouts = [lay_out(layer, hidden_BLD.dtype) if type(layer) is Layer else None for layer in stack]
         for hidden_BLD, seen in pieces:
-            for layer, laid_out, layer_head_mask in zip(stack, lean, head_masks, strict=True):
+            for layer, laid_out, layer_head_mask in zip(stack, layouts, head_masks, strict=True):
                 is_last = first_token_only and layer is stack[-1]
                 arguments = (hidden_BLD, seen, layer_head_mask, fused, is_last)
                 if laid_out is not None:
-                    hidden_BLD = laid_out(hidden_BLD, seen, is_last)
+                    hidden_BLD = laid_out(layer, hidden_BLD, seen, is_last)
                 elif self.is_gradient_checkpointing and self.training:
                     hidden_BLD, probability_BHQL = checkpoint(layer, *arguments, use_reentrant=False)
                 else:

@@ -172,6 +172,6 @@ class InferenceModel:
         return [{name: values[number] for name, values in parts.items()} for number in range(len(sequences))]
 
     def score_words(self, inputs: Mapping[str, torch.Tensor], places_P: torch.Tensor) -> ModelOutput:
-        """``logits`` (P, V) at places of a packed batch alone: at every token it is a third of the work."""
+        """``logits`` (P, V) at places alone, counted through all texts: at every token it is a third of the work."""
         hidden_TD = self.model.base_model(**inputs, return_dict=True).last_hidden_state.flatten(0, -2)
         return ModelOutput(logits=self.model.score_words(hidden_TD[places_P]))  # type: ignore[operator]

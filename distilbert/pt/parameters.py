@@ -42,7 +42,7 @@ class FromSpec(nn.Module):
         """The module that plays ``role``, for example ``"query"``."""
         module: nn.Module = self
         for name in self.paths[role].split("."):  # get_submodule takes ten times as long, and this is called often
-            module = module._modules[name]  # type: ignore[assignment]
+            module = getattr(module, name)
         return module
 
 

@@ -9,12 +9,11 @@ O outputs, D inputs; the rest as in ``encoder.py``.
 from __future__ import annotations
 
 import math
-import operator
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 import torch.nn.functional as F
@@ -81,11 +80,12 @@ def quantize(model: Quantized) -> Quantized:
     for layer in encoder.layers():
         for path, part in list(layer.named_modules()):
             if type(part) is nn.Linear:
-                layer.set_submodule(path, Int8Linear(part))
+                layer.set_submodule(path, Int8Linear(part).train(part.training))
     return model
 
 
 Product = Callable[[Tensor], Tensor]  # values (…, D) to values (…, O)
+Activation = str | Callable[[Tensor], Tensor] | None  # what a config calls one, or is one
 
 
 LINEAR = (nn.Linear, Int8Linear)
@@ -100,69 +100,75 @@ class LaidOutLayer:
     well, until ``train`` or ``eval`` of the whole model is called, an optimiser takes a step, or a gradient may be
     asked for.
 
+    It keeps nothing of the layer alive: hooks may know the model, and the model would be kept with them.
+
     Args:
-        layer: whose modules are all plain. It is not kept.
+        layer: whose modules are all plain.
         dtype: of what it is given.
     """
 
     def __init__(self, layer: Any, dtype: torch.dtype) -> None:
-        self.head_size, self.hidden_act, self.dtype = layer.head_size, layer.hidden_act, dtype
-        self.parts = {role: layer.part(role) for role in layer.paths}
-        self.modules = modules_below(layer)
-        self.kinds = [type(module) for module in self.modules]
-        self.tensors = tensors_of(self.modules)
-        self.state = state_of(self.tensors)
+        modules = modules_below(layer)
+        tensors = tensors_of(modules)
+        self.settings = settings_of(layer, dtype)
+        self.modules, self.tensors = list(map(ref, modules)), list(map(ref, tensors))
+        self.kinds = [type(module) for module in modules]
+        self.state = state_of(tensors)
         self.products: dict[tuple[str, ...], Product] = {}
 
-    def is_of(self, layer: nn.Module, dtype: torch.dtype) -> bool:
+    def is_of(self, layer: Any, dtype: torch.dtype) -> bool:
         """Whether this is still what ``layer`` computes of values in ``dtype``, and nobody would miss its modules."""
         modules = modules_below(layer)
         return (
-            self.dtype == dtype
-            and are_same(self.modules, modules)
-            and are_same(self.kinds, [type(module) for module in modules])
+            self.settings == settings_of(layer, dtype)
+            and are_those(modules, self.modules)
+            and self.kinds == [type(module) for module in modules]
             and not any(map(is_watched, modules))
-            and are_same(self.tensors, tensors_of(modules))
-            and self.state == state_of(self.tensors)
+            and are_those(tensors := tensors_of(modules), self.tensors)
+            and self.state == state_of(tensors)
         )
 
     def __call__(
-        self, hidden_BLD: Tensor, visible: Tensor | Sequences | None, first_token_only: bool = False
+        self, layer: Any, hidden_BLD: Tensor, visible: Tensor | Sequences | None, first_token_only: bool = False
     ) -> Tensor:
-        """Vectors (B, L, D) to vectors (B, Q, D), as the layer's ``forward``."""
+        """Vectors (B, L, D) to vectors (B, Q, D), as the ``forward`` of ``layer``."""
         if first_token_only:
             asking_BQD = first_tokens(hidden_BLD, visible)
-            (query_BQHK,) = self.project(("query",), asking_BQD)
-            key_BLHK, value_BLHK = self.project(("key", "value"), hidden_BLD)
+            (query_BQHK,) = self.project(layer, ("query",), asking_BQD)
+            key_BLHK, value_BLHK = self.project(layer, ("key", "value"), hidden_BLD)
         else:
             asking_BQD = hidden_BLD
-            query_BQHK, key_BLHK, value_BLHK = self.project(("query", "key", "value"), hidden_BLD)
+            query_BQHK, key_BLHK, value_BLHK = self.project(layer, ("query", "key", "value"), hidden_BLD)
         context_BQHK = fused_attention(query_BQHK, key_BLHK, value_BLHK, visible, first_token_only)
-        attended_BQD = self.product(("attention_out",))(context_BQHK.flatten(-2)).add_(asking_BQD)
-        attended_BQD = self.normalize("attention_norm", attended_BQD)
-        inner_BQF = self.product(("feed_forward_in",), is_activated=True)(attended_BQD)
-        outer_BQD = self.product(("feed_forward_out",))(inner_BQF).add_(attended_BQD)
-        return self.normalize("feed_forward_norm", outer_BQD)
+        attended_BQD = self.product(layer, ("attention_out",))(context_BQHK.flatten(-2)).add_(asking_BQD)
+        attended_BQD = normalize(layer.part("attention_norm"), attended_BQD)
+        inner_BQF = self.product(layer, ("feed_forward_in",), layer.hidden_act)(attended_BQD)
+        outer_BQD = self.product(layer, ("feed_forward_out",))(inner_BQF).add_(attended_BQD)
+        return normalize(layer.part("feed_forward_norm"), outer_BQD)
 
-    def project(self, roles: tuple[str, ...], value: Tensor) -> tuple[Tensor, ...]:
+    def project(self, layer: Any, roles: tuple[str, ...], value: Tensor) -> tuple[Tensor, ...]:
         """The heads (B, L, H, K) of each role, in one product."""
-        return self.product(roles)(value).unflatten(-1, (len(roles), -1, self.head_size)).unbind(-3)
+        return self.product(layer, roles)(value).unflatten(-1, (len(roles), -1, layer.head_size)).unbind(-3)
 
-    def product(self, roles: tuple[str, ...], is_activated: bool = False) -> Product:
-        """The product with the weights of some roles, one below the other."""
+    def product(self, layer: Any, roles: tuple[str, ...], activation: Activation = None) -> Product:
+        """The product with the weights of some roles, one below the other, and the activation after it."""
         if roles not in self.products:
-            parts = [self.parts[role] for role in roles]
-            self.products[roles] = product_of(parts, self.hidden_act if is_activated else None)
+            self.products[roles] = product_of([layer.part(role) for role in roles], activation)
         return self.products[roles]
 
-    def normalize(self, role: str, value: Tensor) -> Tensor:
-        """What the norm of that role makes of ``value``."""
-        norm: Any = self.parts[role]
-        return torch.layer_norm(value, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+def settings_of(layer: Any, dtype: torch.dtype) -> tuple[Any, ...]:
+    """What ``layer`` computes by, besides its modules."""
+    return layer.head_size, layer.hidden_act, dtype
 
 
-def product_of(parts: Sequence[Any], activation: str | Callable[[Tensor], Tensor] | None = None) -> Product:
-    """The product with the weights of ``parts``, one below the other, and after it what a config calls so, or is."""
+def normalize(norm: Any, value: Tensor) -> Tensor:
+    """What a plain norm makes of ``value``."""
+    return torch.layer_norm(value, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
+def product_of(parts: Sequence[Any], activation: Activation = None) -> Product:
+    """The product with the weights of ``parts``, one below the other, and the activation after it."""
     weight_OD, bias_O = (torch.cat([getattr(part, kind).detach() for part in parts]) for kind in ("weight", "bias"))
     is_fused = weight_OD.dtype != torch.float32 and activation in EPILOGUES
     epilogue = EPILOGUES[activation if is_fused else None]  # type: ignore[index]
@@ -182,7 +188,8 @@ def product_of(parts: Sequence[Any], activation: str | Callable[[Tensor], Tensor
 def product_in_float32(weight_OD: Tensor, bias_O: Tensor) -> Product:
     """By MKL, which otherwise lays out weights anew for every product."""
     laid_out = torch.ops.mkl._mkl_reorder_linear_weight(weight_OD, MKL_ROWS)
-    shape_OD = weight_OD.new_empty(()).expand_as(weight_OD)  # all that is asked of the original, which needs no memory
+    # All that is asked of the original is its shape, and so it need not be kept.
+    shape_OD = weight_OD.new_full((), math.nan).expand_as(weight_OD)
 
     def multiply(value: Tensor) -> Tensor:
         rows = value.shape[:-1].numel()  # PyTorch wants to hear that it was laid out for as many; MKL takes any
@@ -204,6 +211,8 @@ def product_in_int8(weight_OD: Tensor, scale_O: Tensor, bias_O: Tensor, epilogue
     weights = (laid_out, scale_O, torch.zeros_like(scale_O, dtype=torch.int32), bias_O)  # where zero is: at 0
     output: tuple[Any, ...] = (1.0, 0, torch.float32, name, [], variant)
     multiply = torch.ops.onednn.qlinear_pointwise
+    with warnings.catch_warnings(action="ignore"):  # see round_to_bytes
+        round_to_bytes(torch.zeros(1, dtype=torch.float32, device=weight_OD.device))
     return lambda value: multiply(*round_to_bytes(value), *weights, *output)
 
 
@@ -216,9 +225,10 @@ def round_to_bytes(value: Tensor) -> tuple[Tensor, float, int]:
     levels = 255 if has_int8_products() else 127  # other CPUs add pairs of products up in 16 bits, which must fit
     scale = max((high - low) / levels, torch.finfo(torch.float32).tiny)
     zero = round(-low / scale)
+    # It is about to go, and says so once; nothing else does it in one pass: a third of the time.
     rounded = torch.quantize_per_tensor(value.contiguous(), scale, zero, torch.quint8)
     memory = rounded.untyped_storage()  # int_repr copies it, slowly
-    return torch.empty(0, dtype=torch.uint8).set_(memory, 0, rounded.shape, rounded.stride()), scale, zero
+    return value.new_empty(0, dtype=torch.uint8).set_(memory, 0, rounded.shape, rounded.stride()), scale, zero
 
 
 def modules_below(module: nn.Module) -> list[nn.Module]:
@@ -243,14 +253,20 @@ def state_of(tensors: Iterable[Tensor]) -> list[int]:
     return [fact for value in tensors for fact in (value.data_ptr(), value._version)]
 
 
-def are_same(one: Sequence[object], other: Sequence[object]) -> bool:
-    """Whether two lists hold the very same objects."""
-    return len(one) == len(other) and all(map(operator.is_, one, other))
+def are_those(objects: Sequence[object], known: Sequence[ref[Any]]) -> bool:
+    """Whether ``objects`` are the very ones that are known."""
+    return len(objects) == len(known) and all(one is other() for one, other in zip(objects, known, strict=True))
 
 
 def is_watched(module: nn.Module) -> bool:
     """Whether something would miss a call of ``module``, or has replaced it, or it is there for training."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or module.training or "forward" in module.__dict__)
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module.training
+        or module._compiled_call_impl is not None
+        or "forward" in module.__dict__
+    )
 
 
 # Not in the modules: copies and pickles of these need none.
@@ -259,27 +275,33 @@ LAID_OUT: WeakKeyDictionary[nn.Module, LaidOutLayer] = WeakKeyDictionary()
 
 def lay_out(layer: nn.Module, dtype: torch.dtype) -> LaidOutLayer | None:
     """What computes as ``layer`` does; None if only ``layer`` itself can. Ask ``can_be_laid_out`` before."""
-    if is_watched(layer):
-        return None
     known = LAID_OUT.get(layer)
-    if known is None or not known.is_of(layer, dtype):
-        if not all(is_plain(module, dtype) for module in modules_below(layer)):
-            return None
-        known = LAID_OUT[layer] = LaidOutLayer(layer, dtype)
-    return known
+    if known is not None and not is_watched(layer) and known.is_of(layer, dtype):
+        return known
+    LAID_OUT.pop(layer, None)
+    modules = modules_below(layer)
+    kinds = {type(module) for module in modules if type(module) in LINEAR}
+    if is_watched(layer) or len(kinds) != 1 or not all(is_plain(module, dtype) for module in modules):
+        return None
+    LAID_OUT[layer] = LaidOutLayer(layer, dtype)
+    return LAID_OUT[layer]
 
 
 def is_plain(module: nn.Module, dtype: torch.dtype) -> bool:
     """Whether a module below a layer is as it was made, computes in ``dtype``, and has a layout if it needs one."""
     if is_watched(module) or type(module) not in (nn.Module, *LEAVES):
         return False
-    # Tensors made in inference mode do not count how often they were written to.
-    if not all(type(value) in (Tensor, nn.Parameter) and not value.is_inference() for value in tensors_of([module])):
+    # Nobody counts how often tensors made in inference mode are written to, or what other processes write.
+    if not all(
+        type(value) in (Tensor, nn.Parameter) and not value.is_inference() and not value.is_shared()
+        for value in tensors_of([module])
+    ):
         return False
     if type(module) is Int8Linear:
         return dtype == torch.float32 and has_layout(torch.int8)
     if type(module) is nn.Linear:
-        return module.bias is not None and module.weight.dtype == module.bias.dtype == dtype and has_layout(dtype)
+        own = [module._parameters.get(name) for name in ("weight", "bias")]
+        return has_layout(dtype) and all(value is not None and value.dtype == dtype for value in own)
     return True
 
 
@@ -287,8 +309,8 @@ def has_layout(dtype: torch.dtype) -> bool:
     """Whether this PyTorch has a layout for weights of ``dtype`` on this CPU: MKL's, or oneDNN's."""
     if not torch.backends.mkldnn.is_available():
         return False
-    if dtype == torch.float32:
-        return torch.backends.mkl.is_available()
+    if dtype == torch.float32:  # "medium" asks for products in bfloat16, which MKL's are not
+        return torch.backends.mkl.is_available() and torch.get_float32_matmul_precision() != "medium"
     return dtype in (torch.bfloat16, torch.int8) and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
@@ -296,12 +318,11 @@ def can_be_laid_out(stack: nn.ModuleList, value: Tensor) -> bool:
     """Whether nobody looks on at how ``stack`` computes with ``value``, or may ask for a gradient."""
     if is_traced():
         return False
-    if stack.training or torch.is_grad_enabled():
+    if stack.training or torch.is_grad_enabled() or value.device.type != "cpu":
         forget_layouts(stack)
         return False
     return (
-        value.device.type == "cpu"
-        and value.numel() > 0
+        value.numel() > 0
         and type(value) is Tensor
         and bool(torch.backends.mkldnn.enabled)
         and forward_ad._current_level < 0
@@ -311,18 +332,20 @@ def can_be_laid_out(stack: nn.ModuleList, value: Tensor) -> bool:
     )
 
 
-def forget_layouts(stack: Iterable[nn.Module]) -> None:
-    """Lay the weights of ``stack`` out anew when it next runs, whatever has happened to them."""
-    for layer in stack:
-        LAID_OUT.pop(layer, None)
+def forget_layouts(modules: Iterable[nn.Module]) -> None:
+    """Lay the weights of the layers among ``modules`` out anew when they next run, whatever has happened to them."""
+    for module in modules:
+        LAID_OUT.pop(module, None)
 
 
-# It is about to go, and says so once; nothing else rounds to bytes in one go: a third of the time.
-with warnings.catch_warnings(action="ignore"):
-    torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.quint8)
+def _forget_trained(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Fused optimisers write to parameters without counting it."""
+    if LAID_OUT:
+        trained = {id(value) for group in optimizer.param_groups for value in group["params"]}
+        forget_layouts([layer for layer in LAID_OUT if not trained.isdisjoint(map(id, layer.parameters()))])
 
-# Fused optimisers write to parameters without counting it.
-register_optimizer_step_post_hook(lambda *_: LAID_OUT.clear())
+
+register_optimizer_step_post_hook(_forget_trained)
 
 
 def is_traced() -> bool:
