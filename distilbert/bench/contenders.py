@@ -101,6 +101,7 @@ def _serve(connection: Connection, make: Callable[..., Run], arguments: tuple[An
         connection.send(run if isinstance(run, Exception) else None)
         while True:
             connection.send(_result(_seconds, run, *connection.recv()))
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends by itself
 
 
 def _result(call: Callable[..., Any], *arguments: Any) -> Any:
