@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import statistics
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from distilbert.bench.contenders import Contender, random_ids
+from distilbert.bench.contenders import Contender, random_ids, timed
 from distilbert.core.config import Config
 from distilbert.core.spec import parameters
 
@@ -141,17 +140,7 @@ def limits(config: Config, dtypes: Iterable[str], device: str) -> dict[str, floa
                 ways: list[Callable[..., object]] = [linear]
                 if device == "cpu" and has_layout(kind["dtype"]):
                     ways.append(product_of([linear]))
-                times = [[_timed(way, value, device) for _ in range(LIMIT_ROUNDS)] for way in ways]
+                times = [[timed(way, value, device) for _ in range(LIMIT_ROUNDS)] for way in ways]
             seconds += min(map(statistics.median, times))
         found[dtype] = sum(2 * rows * outputs * inputs for outputs, inputs in shapes) / seconds
     return found
-
-
-def _timed(run: Callable[..., object], given: object, device: str) -> float:
-    start = time.perf_counter()
-    run(given)
-    if device != "cpu":
-        import torch
-
-        torch.accelerator.synchronize(torch.device(device))
-    return time.perf_counter() - start

@@ -210,10 +210,10 @@ class Encoder(PreTrainedModel):
             layouts = [lay_out(layer, hidden_BLD.dtype) if type(layer) is Layer else None for layer in stack]
         for hidden_BLD, seen in pieces:
             for layer, laid_out, layer_head_mask in zip(stack, layouts, head_masks, strict=True):
-                is_last = first_token_only and layer is stack[-1]
-                arguments = (hidden_BLD, seen, layer_head_mask, fused, is_last)
+                only_first = first_token_only and layer is stack[-1]
+                arguments = (hidden_BLD, seen, layer_head_mask, fused, only_first)
                 if laid_out is not None:
-                    hidden_BLD = laid_out(layer, hidden_BLD, seen, is_last)
+                    hidden_BLD = laid_out(layer, hidden_BLD, seen, only_first)
                 elif self.is_gradient_checkpointing and self.training:
                     hidden_BLD, probability_BHQL = checkpoint(layer, *arguments, use_reentrant=False)
                 else:

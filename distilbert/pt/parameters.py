@@ -40,10 +40,7 @@ class FromSpec(nn.Module):
 
     def part(self, role: str) -> nn.Module:
         """The module that plays ``role``, for example ``"query"``."""
-        module: nn.Module = self
-        for name in self.paths[role].split("."):  # get_submodule takes ten times as long, and this is called often
-            module = getattr(module, name)
-        return module
+        return self.get_submodule(self.paths[role])
 
 
 def attach(root: nn.Module, path: str, module: nn.Module) -> None:

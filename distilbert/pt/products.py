@@ -87,7 +87,6 @@ def quantize(model: Quantized) -> Quantized:
 Product = Callable[[Tensor], Tensor]  # values (…, D) to values (…, O)
 Activation = str | Callable[[Tensor], Tensor] | None  # what a config calls one, or is one
 
-
 LINEAR = (nn.Linear, Int8Linear)
 LEAVES = (*LINEAR, nn.LayerNorm, nn.Dropout)
 
@@ -104,11 +103,11 @@ class LaidOutLayer:
 
     Args:
         layer: whose modules are all plain.
+        modules: those below it.
         dtype: of what it is given.
     """
 
-    def __init__(self, layer: Any, dtype: torch.dtype) -> None:
-        modules = modules_below(layer)
+    def __init__(self, layer: Any, modules: Sequence[nn.Module], dtype: torch.dtype) -> None:
         tensors = tensors_of(modules)
         self.settings = settings_of(layer, dtype)
         self.modules, self.tensors = list(map(ref, modules)), list(map(ref, tensors))
@@ -116,14 +115,12 @@ class LaidOutLayer:
         self.state = state_of(tensors)
         self.products: dict[tuple[str, ...], Product] = {}
 
-    def is_of(self, layer: Any, dtype: torch.dtype) -> bool:
-        """Whether this is still what ``layer`` computes of values in ``dtype``, and nobody would miss its modules."""
-        modules = modules_below(layer)
+    def is_of(self, layer: Any, modules: Sequence[nn.Module], dtype: torch.dtype) -> bool:
+        """Whether this is still what ``layer`` computes, with ``modules`` below it, of values in ``dtype``."""
         return (
             self.settings == settings_of(layer, dtype)
             and are_those(modules, self.modules)
             and self.kinds == [type(module) for module in modules]
-            and not any(map(is_watched, modules))
             and are_those(tensors := tensors_of(modules), self.tensors)
             and self.state == state_of(tensors)
         )
@@ -275,21 +272,21 @@ LAID_OUT: WeakKeyDictionary[nn.Module, LaidOutLayer] = WeakKeyDictionary()
 
 def lay_out(layer: nn.Module, dtype: torch.dtype) -> LaidOutLayer | None:
     """What computes as ``layer`` does; None if only ``layer`` itself can. Ask ``can_be_laid_out`` before."""
-    known = LAID_OUT.get(layer)
-    if known is not None and not is_watched(layer) and known.is_of(layer, dtype):
+    modules, known = modules_below(layer), LAID_OUT.get(layer)
+    watched = any(map(is_watched, (layer, *modules)))
+    if known is not None and not watched and known.is_of(layer, modules, dtype):
         return known
     LAID_OUT.pop(layer, None)
-    modules = modules_below(layer)
     kinds = {type(module) for module in modules if type(module) in LINEAR}
-    if is_watched(layer) or len(kinds) != 1 or not all(is_plain(module, dtype) for module in modules):
+    if watched or len(kinds) != 1 or not all(is_plain(module, dtype) for module in modules):
         return None
-    LAID_OUT[layer] = LaidOutLayer(layer, dtype)
-    return LAID_OUT[layer]
+    known = LAID_OUT[layer] = LaidOutLayer(layer, modules, dtype)
+    return known
 
 
 def is_plain(module: nn.Module, dtype: torch.dtype) -> bool:
     """Whether a module below a layer is as it was made, computes in ``dtype``, and has a layout if it needs one."""
-    if is_watched(module) or type(module) not in (nn.Module, *LEAVES):
+    if type(module) not in (nn.Module, *LEAVES):
         return False
     # Nobody counts how often tensors made in inference mode are written to, or what other processes write.
     if not all(
