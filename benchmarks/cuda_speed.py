@@ -12,8 +12,11 @@ Exits with 1 where packed and padded outputs disagree. After --seconds nothing m
 import argparse
 import statistics
 import sys
+import tempfile
 import time
+from importlib.util import find_spec
 from itertools import product
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -174,6 +177,49 @@ def elapsed():
     return f"{time.perf_counter() - START:.0f} s"
 
 
+FLASH_ATTN = """
+from torch.nn.attention.varlen import varlen_attn
+
+def flash_attn_varlen_func(
+    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None, causal=False
+):
+    assert not dropout_p and not causal and softmax_scale in (None, q.shape[-1] ** -0.5)
+    return varlen_attn(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+
+def flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False):
+    import torch
+    assert not dropout_p and not causal and softmax_scale in (None, q.shape[-1] ** -0.5)
+    ends = torch.arange(0, q.shape[0] + 1, dtype=torch.int32, device=q.device) * q.shape[1]
+    packed = varlen_attn(*(each.flatten(0, 1) for each in (q, k, v)), ends, ends, q.shape[1], q.shape[1])
+    return packed.unflatten(0, q.shape[:2])
+
+flash_attn_with_kvcache = None
+"""
+BERT_PADDING = """
+from transformers.modeling_flash_attention_utils import _pad_input as pad_input, _unpad_input as unpad_input
+"""
+
+
+def lend_flash_attention():
+    """Let transformers find a package flash_attn: without one, PyTorch's own copy of the same kernels.
+
+    Theirs has no wheels, and takes an hour to build.
+    """
+    if find_spec("flash_attn") is not None or attention.varlen_kernel() is None:
+        return
+    folder = Path(tempfile.mkdtemp(prefix="flash-attn-"))
+    (folder / "flash_attn").mkdir()
+    (folder / "flash_attn" / "__init__.py").write_text(FLASH_ATTN)
+    (folder / "flash_attn" / "bert_padding.py").write_text(BERT_PADDING)
+    (folder / "flash_attn-2.8.3.dist-info").mkdir()
+    (folder / "flash_attn-2.8.3.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: flash-attn\nVersion: 2.8.3\n"
+    )
+    (folder / "flash_attn-2.8.3.dist-info" / "top_level.txt").write_text("flash_attn\n")
+    sys.path.insert(0, str(folder))
+    print("transformers' flash attention: over PyTorch's own kernels, as flash_attn is not installed")
+
+
 def make_variants(arguments):
     """A function by name that makes, for some lengths, a function to time; those that compile last."""
     ours = DistilBertForSequenceClassification(DistilBertConfig()).cuda().bfloat16().eval()
@@ -225,6 +271,7 @@ def make_variants(arguments):
         "ours packed, grouped": packed(ours, lambda: None),
         "ours InferenceModel": from_arrays,
     }
+    lend_flash_attention()
     try:
         import transformers
     except ImportError:

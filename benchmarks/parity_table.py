@@ -5,16 +5,20 @@ python benchmarks/parity_table.py [cpu|cuda] [CHECKPOINT ...]
 
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from distilbert import DistilBertConfig
 from distilbert.conversion.source import head_of
-from distilbert.parity.comparison import BACKENDS, REFERENCE, compare, is_worse
+from distilbert.parity.comparison import BACKENDS, REFERENCE, compare, framework_of, is_worse
 from distilbert.parity.inputs import for_dtype
 from distilbert.parity.reporting import environment, number
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 CASES = [GOLDEN / f"distilbert-{case}" for case in ("base", "mlm", "seqcls", "choice", "tokcls", "qa")]
+# Those of which the framework is installed.
+NEEDS = {"torch": "torch", "tf": "tensorflow", "flax": "jax"}
+PRESENT = tuple(backend for backend in BACKENDS if find_spec(NEEDS[framework_of(backend)]))
 COLUMNS = ("hidden states", "attentions", "outputs", "loss", "gradients")
 
 
@@ -39,8 +43,8 @@ def main(device="cpu", *paths):
         for path in map(Path, paths or CASES):
             config = DistilBertConfig.from_pretrained(path)
             head = head_of(path, config)
-            found = compare(path, head, for_dtype(config, head, dtype), backends=BACKENDS, dtype=dtype, device=device)
-            for backend in BACKENDS:
+            found = compare(path, head, for_dtype(config, head, dtype), backends=PRESENT, dtype=dtype, device=device)
+            for backend in PRESENT:
                 own = [d for d in found.differences if (d.backend, d.other) == (backend, REFERENCE)]
                 worst = {}
                 for difference in own:
