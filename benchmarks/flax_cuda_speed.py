@@ -73,7 +73,7 @@ def by_tokens(lengths, tokens):
     """Longest first, a power of two of rows."""
     lengths, start, parts = np.sort(lengths)[::-1], 0, []
     while start < len(lengths):
-        count = 1 << max(1, tokens // lengths[start]).bit_length() - 1
+        count = 1 << max(1, tokens // int(lengths[start])).bit_length() - 1
         parts.append(lengths[start : start + count])
         start += count
     return parts
