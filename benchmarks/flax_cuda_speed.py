@@ -3,9 +3,9 @@
     python benchmarks/flax_cuda_speed.py [--rounds 7] [--tokens 65536]
 
 The model is distilbert-base with random weights and two classes, in bfloat16; lengths are those of cuda_speed.py. The
-plain encoder takes its weights in bfloat16 and attends over whole padded batches, of --rows sequences as they come or of
-about --tokens tokens sorted by length; both padded to a multiple of 32. Every round times each variant once over the
-whole set; figures are medians of rounds.
+plain encoder takes its weights in bfloat16 and attends over whole padded batches, of --rows sequences as they come or
+of about --tokens tokens sorted by length; both padded to a multiple of 32. Every round times each variant once over
+the whole set; figures are medians of rounds.
 """
 
 import argparse

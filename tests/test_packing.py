@@ -99,7 +99,7 @@ def test_large_batches_go_by_pieces(case, monkeypatch):
     whole = [flatten("torch", model(**batch)) for batch in given]
     sizes = []
     model.base_model.layers()[0].register_forward_pre_hook(lambda layer, given: sizes.append(given[0].shape[:-1]))
-    monkeypatch.setattr(distilbert.pt.encoder, "PIECE", 8)
+    monkeypatch.setattr(distilbert.pt.encoder, "cached_tokens", lambda itemsize: 8)
     for batch, wanted in zip(given, whole, strict=True):
         for output, value in flatten("torch", model(**batch)).items():
             assert_close(value, wanted[output], 1e-5, output)

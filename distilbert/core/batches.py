@@ -9,15 +9,19 @@ import numpy as np
 from distilbert.core.config import Config
 from distilbert.core.outputs import is_per_token
 
-# On CPUs larger batches fall out of the caches: docs/measurements.md. Accelerators want all their cores busy.
-TOKENS_ON_CPU = 1024
+# Accelerators want all their cores busy.
 TOKENS_ON_ACCELERATOR = 65536
 VOCABULARY_SHARE = 8  # a masked LM gives a number for each word of the vocabulary, not a few dozen
 
 
-def batch_rows(length: int, head: str, is_on_cpu: bool) -> int:
-    """How many sequences of ``length`` tokens make a batch that runs fast, and fits."""
-    tokens = TOKENS_ON_CPU if is_on_cpu else TOKENS_ON_ACCELERATOR
+def cached_tokens(itemsize: int) -> int:
+    """How many tokens a CPU's caches have room for, in numbers of ``itemsize`` bytes: docs/measurements.md."""
+    return 4096 // itemsize
+
+
+def batch_rows(length: int, head: str, is_on_cpu: bool, itemsize: int = 4) -> int:
+    """How many sequences of ``length`` tokens make a batch that runs fast, and fits; of numbers of so many bytes."""
+    tokens = cached_tokens(itemsize) if is_on_cpu else TOKENS_ON_ACCELERATOR
     if head in ("masked-lm", "pretraining") and not is_on_cpu:
         tokens //= VOCABULARY_SHARE
     return max(1, tokens // length)

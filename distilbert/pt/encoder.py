@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from distilbert.core.batches import cached_tokens
 from distilbert.core.config import Config
 from distilbert.core.errors import InputError
 from distilbert.core.inputs import check_cu_seqlens, check_head_mask, check_packed_shapes, check_range, check_shapes
@@ -58,9 +59,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def get_activation(activation: str | Callable[..., Any]) -> Callable[..., Any]:
     """The function that a config's ``activation`` names, or is."""
     return activation if callable(activation) else ACTIVATIONS[activation]
-
-
-PIECE = 1024  # tokens; see by_pieces
 
 
 class Embeddings(FromSpec):
@@ -336,15 +334,16 @@ class Encoder(PreTrainedModel):
 def by_pieces(hidden_BLD: Tensor, visible: Tensor | Sequences | None) -> list[tuple[Tensor, Tensor | Sequences | None]]:
     """A batch without padding, on CPUs in parts that fit their caches: a tenth faster, and in less memory.
 
-    Matrix products are fastest there on about 1,024 tokens (measured: docs/performance.md).
+    Matrix products are fastest there on about 1,024 tokens in float32 (measured: docs/performance.md).
     """
+    piece = cached_tokens(hidden_BLD.element_size())
     if is_traced() or hidden_BLD.device.type != "cpu" or isinstance(visible, Tensor):
         return [(hidden_BLD, visible)]
-    if hidden_BLD.shape[:-1].numel() < 2 * PIECE:
+    if hidden_BLD.shape[:-1].numel() < 2 * piece:
         return [(hidden_BLD, visible)]
     if visible is None:
-        return [(part, None) for part in hidden_BLD.split(max(1, PIECE // hidden_BLD.shape[1]))]
-    return [(hidden_BLD[place], sequences) for place, sequences in visible.split(PIECE)]
+        return [(part, None) for part in hidden_BLD.split(max(1, piece // hidden_BLD.shape[1]))]
+    return [(hidden_BLD[place], sequences) for place, sequences in visible.split(piece)]
 
 
 class DistilBertModel(Encoder):

@@ -8,10 +8,13 @@ O outputs, D inputs; the rest as in ``encoder.py``.
 
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from contextlib import suppress
+from functools import cache, partial
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, ref
 
@@ -38,6 +41,7 @@ IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
 }
 ROWS = 1024  # for which oneDNN chooses a layout: a pipeline's batch on a CPU
 MKL_ROWS = 256  # for which MKL does: of its two layouts the one that is as fast as any, from 2 rows to 1,536
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 Quantized = TypeVar("Quantized", bound=nn.Module)
 
@@ -84,7 +88,7 @@ def quantize(model: Quantized) -> Quantized:
     return model
 
 
-Product = Callable[[Tensor], Tensor]  # values (…, D) to values (…, O)
+Product = Callable[..., Tensor]  # values (…, D) to values (…, O), and what to add to these, if anything
 Activation = str | Callable[[Tensor], Tensor] | None  # what a config calls one, or is one
 
 LINEAR = (nn.Linear, Int8Linear)
@@ -137,10 +141,10 @@ class LaidOutLayer:
             asking_BQD = hidden_BLD
             query_BQHK, key_BLHK, value_BLHK = self.project(layer, ("query", "key", "value"), hidden_BLD)
         context_BQHK = fused_attention(query_BQHK, key_BLHK, value_BLHK, visible, first_token_only)
-        attended_BQD = self.product(layer, ("attention_out",))(context_BQHK.flatten(-2)).add_(asking_BQD)
+        attended_BQD = self.product(layer, ("attention_out",))(context_BQHK.flatten(-2), asking_BQD)
         attended_BQD = normalize(layer.part("attention_norm"), attended_BQD)
         inner_BQF = self.product(layer, ("feed_forward_in",), layer.hidden_act)(attended_BQD)
-        outer_BQD = self.product(layer, ("feed_forward_out",))(inner_BQF).add_(attended_BQD)
+        outer_BQD = self.product(layer, ("feed_forward_out",))(inner_BQF, attended_BQD)
         return normalize(layer.part("feed_forward_norm"), outer_BQD)
 
     def project(self, layer: Any, roles: tuple[str, ...], value: Tensor) -> tuple[Tensor, ...]:
@@ -188,9 +192,10 @@ def product_in_float32(weight_OD: Tensor, bias_O: Tensor) -> Product:
     # All that is asked of the original is its shape, and so it need not be kept.
     shape_OD = weight_OD.new_full((), math.nan).expand_as(weight_OD)
 
-    def multiply(value: Tensor) -> Tensor:
+    def multiply(value: Tensor, residual: Tensor | None = None) -> Tensor:
         rows = value.shape[:-1].numel()  # PyTorch wants to hear that it was laid out for as many; MKL takes any
-        return torch.ops.mkl._mkl_linear(value, laid_out, shape_OD, bias_O, rows)
+        product = torch.ops.mkl._mkl_linear(value, laid_out, shape_OD, bias_O, rows)
+        return product if residual is None else product.add_(residual)
 
     return multiply
 
@@ -198,8 +203,14 @@ def product_in_float32(weight_OD: Tensor, bias_O: Tensor) -> Product:
 def product_in_bfloat16(weight_OD: Tensor, bias_O: Tensor, epilogue: tuple[str, str]) -> Product:
     """By oneDNN."""
     laid_out, (name, variant) = torch.ops.mkldnn._reorder_linear_weight(weight_OD, ROWS), epilogue
-    multiply = torch.ops.mkldnn._linear_pointwise
-    return lambda value: multiply(value, laid_out, bias_O, name, [], variant)
+    activated, added = torch.ops.mkldnn._linear_pointwise, torch.ops.mkldnn._linear_pointwise.binary
+
+    def multiply(value: Tensor, residual: Tensor | None = None) -> Tensor:
+        if residual is None:
+            return activated(value, laid_out, bias_O, name, [], variant)
+        return added(value, residual, laid_out, bias_O, "add")  # rounded once, not twice
+
+    return multiply
 
 
 def product_in_int8(weight_OD: Tensor, scale_O: Tensor, bias_O: Tensor, epilogue: tuple[str, str]) -> Product:
@@ -207,10 +218,14 @@ def product_in_int8(weight_OD: Tensor, scale_O: Tensor, bias_O: Tensor, epilogue
     laid_out, (name, variant) = torch.ops.onednn.qlinear_prepack(weight_OD, [ROWS, weight_OD.shape[1]]), epilogue
     weights = (laid_out, scale_O, torch.zeros_like(scale_O, dtype=torch.int32), bias_O)  # where zero is: at 0
     output: tuple[Any, ...] = (1.0, 0, torch.float32, name, [], variant)
-    multiply = torch.ops.onednn.qlinear_pointwise
     with warnings.catch_warnings(action="ignore"):  # see round_to_bytes
         round_to_bytes(torch.zeros(1, dtype=torch.float32, device=weight_OD.device))
-    return lambda value: multiply(*round_to_bytes(value), *weights, *output)
+
+    def multiply(value: Tensor, residual: Tensor | None = None) -> Tensor:
+        product = torch.ops.onednn.qlinear_pointwise(*round_to_bytes(value), *weights, *output)
+        return product if residual is None else product.add_(residual)
+
+    return multiply
 
 
 def round_to_bytes(value: Tensor) -> tuple[Tensor, float, int]:
@@ -280,8 +295,23 @@ def lay_out(layer: nn.Module, dtype: torch.dtype) -> LaidOutLayer | None:
     kinds = {type(module) for module in modules if type(module) in LINEAR}
     if watched or len(kinds) != 1 or not all(is_plain(module, dtype) for module in modules):
         return None
+    keep_freed_memory()
     known = LAID_OUT[layer] = LaidOutLayer(layer, modules, dtype)
     return known
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Let the C library keep up to 128 MiB that are free, instead of giving back what each large result had.
+
+    Taking that anew costs a page fault for every 4 KiB: a tenth of the time in int8 (docs/performance.md). glibc keeps
+    what is below two limits, which otherwise follow what a program happens to free (mallopt(3)).
+    """
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # not glibc
+            set_limit = ctypes.CDLL(None).mallopt
+            set_limit(M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
+            set_limit(M_TRIM_THRESHOLD, 128 << 20)
 
 
 def is_plain(module: nn.Module, dtype: torch.dtype) -> bool:
