@@ -282,7 +282,7 @@ def test_memory_of_large_results_is_kept(has_limits, monkeypatch):
     monkeypatch.setattr(products.ctypes, "CDLL", lambda name: library)
     products.keep_freed_memory.cache_clear()
     answer(load("torch", "seqcls"))
-    assert told == [(-3, 32 << 20), (-1, 128 << 20)] * has_limits
+    assert told == [(-3, 32 << 20), (-1, 64 << 20)] * has_limits
 
 
 @pytest.mark.parametrize(("dtype", "rows"), [("float32", 16), ("bfloat16", 32)])

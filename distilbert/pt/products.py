@@ -302,7 +302,7 @@ def lay_out(layer: nn.Module, dtype: torch.dtype) -> LaidOutLayer | None:
 
 @cache
 def keep_freed_memory() -> None:
-    """Let the C library keep up to 128 MiB that are free, instead of giving back what each large result had.
+    """Let the C library keep up to 64 MiB that are free, instead of giving back what each large result had.
 
     Taking that anew costs a page fault for every 4 KiB: a tenth of the time in int8 (docs/performance.md). glibc keeps
     what is below two limits, which otherwise follow what a program happens to free (mallopt(3)).
@@ -311,7 +311,7 @@ def keep_freed_memory() -> None:
         with suppress(AttributeError):  # not glibc
             set_limit = ctypes.CDLL(None).mallopt
             set_limit(M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
-            set_limit(M_TRIM_THRESHOLD, 128 << 20)
+            set_limit(M_TRIM_THRESHOLD, 64 << 20)
 
 
 def is_plain(module: nn.Module, dtype: torch.dtype) -> bool:
