@@ -10,6 +10,8 @@ Exits with 1 where packed and padded outputs disagree. After --seconds nothing m
 """
 
 import argparse
+import atexit
+import shutil
 import statistics
 import sys
 import tempfile
@@ -178,6 +180,7 @@ def elapsed():
 
 
 FLASH_ATTN = """
+import torch
 from torch.nn.attention.varlen import varlen_attn
 
 def flash_attn_varlen_func(
@@ -187,7 +190,6 @@ def flash_attn_varlen_func(
     return varlen_attn(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
 
 def flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False):
-    import torch
     assert not dropout_p and not causal and softmax_scale in (None, q.shape[-1] ** -0.5)
     ends = torch.arange(0, q.shape[0] + 1, dtype=torch.int32, device=q.device) * q.shape[1]
     packed = varlen_attn(*(each.flatten(0, 1) for each in (q, k, v)), ends, ends, q.shape[1], q.shape[1])
@@ -208,6 +210,7 @@ def lend_flash_attention():
     if find_spec("flash_attn") is not None or attention.varlen_kernel() is None:
         return
     folder = Path(tempfile.mkdtemp(prefix="flash-attn-"))
+    atexit.register(shutil.rmtree, folder)
     (folder / "flash_attn").mkdir()
     (folder / "flash_attn" / "__init__.py").write_text(FLASH_ATTN)
     (folder / "flash_attn" / "bert_padding.py").write_text(BERT_PADDING)

@@ -16,15 +16,11 @@ import time
 
 TEXT = "a gorgeous, witty, seductive movie"
 EXPORT = """
-import sys, openvino, torch
-from transformers import AutoModelForSequenceClassification
+import sys, openvino
+from distilbert.bench.contenders import export_onnx, for_export
 model, folder = sys.argv[1:]
-options = {"attn_implementation": "eager", "return_dict": False}
-loaded = AutoModelForSequenceClassification.from_pretrained(model, **options).eval()
-given = dict.fromkeys(("input_ids", "attention_mask"), torch.ones(2, 16, dtype=torch.long))
-axes = {name: {0: "batch", 1: "length"} for name in given}
-torch.onnx.export(loaded, tuple(given.values()), folder + "/model.onnx", dynamo=False, input_names=list(given),
-                  dynamic_axes=axes, opset_version=17)
+export_onnx(model, folder + "/model.onnx")
+loaded, given = for_export(model)
 openvino.save_model(openvino.convert_model(loaded, example_input=given), folder + "/model.xml", compress_to_fp16=False)
 """
 TOKENIZE = """

@@ -16,14 +16,16 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from common import seconds
 from cuda_speed import FLOPS_PER_TOKEN, MIXES, lengths_of
 
 from distilbert import DistilBertConfig, FlaxDistilBertForSequenceClassification
 from distilbert.flax import pad_to_bucket
-from distilbert.flax.inference import InferenceModel
+from distilbert.flax.inference import LENGTHS, InferenceModel
 from distilbert.pipelines.batching import run_by_length
 
 HEADS = 12
+MULTIPLES = range(32, 513, 32)
 
 
 def norm(values, weights):
@@ -53,7 +55,7 @@ def plain(params, ids, mask, kernel=None):
             scores = jnp.where(mask[:, None, None, :] != 0, scores.astype(jnp.float32), -1e9)
             context = jnp.einsum("bhql,blhk->bqhk", jax.nn.softmax(scores).astype(hidden.dtype), value)
         else:
-            lengths = mask.sum(-1).astype(jnp.int32)
+            lengths = jnp.maximum(mask.sum(-1), 1).astype(jnp.int32)  # rows that fill up have none
             context = jax.nn.dot_product_attention(
                 query, key, value, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation=kernel
             )
@@ -79,27 +81,18 @@ def by_tokens(lengths, tokens):
     return parts
 
 
-def to_arrays(part, length, rows):
-    mask = np.zeros((rows, length), np.int32)
-    mask[: len(part)] = np.arange(length) < part[:, None]
-    mask[len(part) :, 0] = 1
-    return jax.device_put(mask * 1000), jax.device_put(mask)
-
-
-def to_32(part):
-    return to_arrays(part, -(-part.max() // 32) * 32, 1 << (len(part) - 1).bit_length())
-
-
-def to_bucket(part):
-    ids = np.ones((len(part), part.max()), np.int32)
-    return to_arrays(part, pad_to_bucket({"input_ids": ids})["input_ids"].shape[1], 1 << (len(part) - 1).bit_length())
+def padded(part, lengths):
+    """Ids and mask of texts of these lengths, padded to one of ``lengths``, and to a power of two of rows."""
+    mask = (np.arange(part.max()) < part[:, None]).astype(np.int32)
+    arrays = {"input_ids": mask * 1000, "attention_mask": mask}
+    arrays = pad_to_bucket(arrays, lengths, batch_size=1 << (len(part) - 1).bit_length())
+    return jax.device_put((arrays["input_ids"], arrays["attention_mask"]))
 
 
 def peak():
     one, other = (jax.random.normal(jax.random.key(n), (8192, 8192), jnp.bfloat16) for n in range(2))
     product = jax.jit(jnp.matmul)
-    times = [timed(lambda: product(one, other).block_until_ready()) for _ in range(15)]
-    return 2 * 8192**3 / statistics.median(times[3:])
+    return 2 * 8192**3 / seconds(lambda: product(one, other).block_until_ready(), 12)
 
 
 def timed(run):
@@ -124,13 +117,13 @@ def main():
     call = jax.jit(lambda params, ids, mask: model(ids, mask, params=params).logits)
     inference = InferenceModel(model, params, jax.devices()[0])
 
-    ids, mask = to_bucket(np.array([5, 17, 32]))
+    ids, mask = padded(np.array([5, 17, 32, 2]), LENGTHS)
     difference = jnp.abs(call(params, ids, mask) - plain(small, ids, mask)).max()
     print(f"logits of ours and of the plain encoder differ by {float(difference):.1e} at most")
 
-    def batched(run, split, pad):
+    def batched(run, split, pad_lengths):
         def prepare(lengths):
-            work = [pad(part) for part in split(lengths)]
+            work = [padded(part, pad_lengths) for part in split(lengths)]
             return lambda: jax.block_until_ready([run(ids, mask) for ids, mask in work])
 
         return prepare
@@ -141,10 +134,10 @@ def main():
 
     mixed, ordered = partial(by_rows, rows=arguments.rows), partial(by_tokens, tokens=arguments.tokens)
     variants = {
-        "plain, as they come": batched(partial(plain, small), mixed, to_32),
-        "plain, sorted": batched(partial(plain, small), ordered, to_32),
-        "plain with cuDNN's attention, sorted": batched(partial(plain, small, kernel="cudnn"), ordered, to_32),
-        "ours, sorted": batched(partial(call, params), ordered, to_bucket),
+        "plain, as they come": batched(partial(plain, small), mixed, MULTIPLES),
+        "plain, sorted": batched(partial(plain, small), ordered, MULTIPLES),
+        "plain with cuDNN's attention, sorted": batched(partial(plain, small, kernel="cudnn"), ordered, MULTIPLES),
+        "ours, sorted": batched(partial(call, params), ordered, LENGTHS),
         "ours, InferenceModel from lists": from_arrays,
     }
     runs, times = {}, {}

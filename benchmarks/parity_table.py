@@ -5,20 +5,18 @@ python benchmarks/parity_table.py [cpu|cuda] [CHECKPOINT ...]
 
 import os
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 from distilbert import DistilBertConfig
 from distilbert.conversion.source import head_of
+from distilbert.core.backends import installed
 from distilbert.parity.comparison import BACKENDS, REFERENCE, compare, framework_of, is_worse
 from distilbert.parity.inputs import for_dtype
 from distilbert.parity.reporting import environment, number
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 CASES = [GOLDEN / f"distilbert-{case}" for case in ("base", "mlm", "seqcls", "choice", "tokcls", "qa")]
-# Those of which the framework is installed.
-NEEDS = {"torch": "torch", "tf": "tensorflow", "flax": "jax"}
-PRESENT = tuple(backend for backend in BACKENDS if find_spec(NEEDS[framework_of(backend)]))
+PRESENT = tuple(backend for backend in BACKENDS if framework_of(backend) in installed())
 COLUMNS = ("hidden states", "attentions", "outputs", "loss", "gradients")
 
 

@@ -258,7 +258,7 @@ def _transformers(model: str | Path, dtype: str, device: str) -> Call:
     return call
 
 
-def _for_export(model: str | Path) -> tuple[Any, dict[str, Any]]:
+def for_export(model: str | Path) -> tuple[Any, dict[str, Any]]:
     """transformers' classifier as exporters want it, and what it takes."""
     import torch
     from transformers import AutoModelForSequenceClassification
@@ -268,27 +268,35 @@ def _for_export(model: str | Path) -> tuple[Any, dict[str, Any]]:
     return loaded, dict.fromkeys(("input_ids", "attention_mask"), torch.ones(2, 16, dtype=torch.long))
 
 
+def export_onnx(model: str | Path, path: str) -> list[str]:
+    """Write transformers' classifier as ONNX; returns what it takes."""
+    import torch
+
+    loaded, given = for_export(model)
+    axes = {name: {0: "batch", 1: "length"} for name in given}
+    options: dict[str, Any] = {"input_names": list(given), "dynamic_axes": axes, "opset_version": 17}
+    torch.onnx.export(loaded, tuple(given.values()), path, dynamo=False, **options)
+    return list(given)
+
+
 def _onnx_runtime(model: str | Path, dtype: str, device: str) -> Call:
     import onnxruntime
     import torch
 
-    loaded, given = _for_export(model)
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "model.onnx")
-        axes = {name: {0: "batch", 1: "length"} for name in given}
-        options: dict[str, Any] = {"input_names": list(given), "dynamic_axes": axes, "opset_version": 17}
-        torch.onnx.export(loaded, tuple(given.values()), path, dynamo=False, **options)
+        names = export_onnx(model, path)
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = torch.get_num_threads()
         session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
-    return lambda ids, mask: session.run(None, dict(zip(given, (ids, mask), strict=True)))
+    return lambda ids, mask: session.run(None, dict(zip(names, (ids, mask), strict=True)))
 
 
 def _openvino(model: str | Path, dtype: str, device: str) -> Call:
     import openvino
     import torch
 
-    loaded, given = _for_export(model)
+    loaded, given = for_export(model)
     converted = openvino.convert_model(loaded, example_input=given)
     precision = {"float32": "f32", "bfloat16": "bf16"}[dtype]
     threads = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads()}

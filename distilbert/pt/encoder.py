@@ -336,9 +336,9 @@ def by_pieces(hidden_BLD: Tensor, visible: Tensor | Sequences | None) -> list[tu
 
     Matrix products are fastest there on about 1,024 tokens in float32 (measured: docs/performance.md).
     """
-    piece = cached_tokens(hidden_BLD.element_size())
     if is_traced() or hidden_BLD.device.type != "cpu" or isinstance(visible, Tensor):
         return [(hidden_BLD, visible)]
+    piece = cached_tokens(hidden_BLD.element_size())
     if hidden_BLD.shape[:-1].numel() < 2 * piece:
         return [(hidden_BLD, visible)]
     if visible is None:
