@@ -9,7 +9,7 @@ from weakref import ref
 import numpy as np
 import pytest
 import torch
-from backends import HEADS, load
+from backends import HEADS, flatten, load
 from conftest import GOLDEN
 
 import distilbert
@@ -266,11 +266,58 @@ def test_int8_beside_float32(calls):
     assert calls["layers"] == 3 * model.config.n_layers - 1  # with those of the exact one
 
 
-def test_wherever_tensors_are_made():
+@pytest.mark.parametrize("ids", [IDS, IDS[:, :3]], ids=["packed", "rectangle"])
+def test_wherever_tensors_are_made(ids):
     model = quantize(load("torch", "seqcls"))
-    expected = answer(model)
+    expected = answer(model, ids)
     with torch.device("meta"):
-        torch.testing.assert_close(answer(model.eval()), expected)
+        torch.testing.assert_close(answer(model.eval(), ids), expected)
+
+
+@pytest.fixture
+def rows(monkeypatch):
+    """The numbers of rows that products were asked for."""
+    asked, product_of = set(), products.product_of
+
+    def asking(*arguments):
+        product = product_of(*arguments)
+
+        def multiply(value, *more):
+            asked.add(value.shape[:-1].numel())
+            return product(value, *more)
+
+        return multiply
+
+    monkeypatch.setattr(products, "product_of", asking)
+    return asked
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES[1:], "int8"])
+@pytest.mark.parametrize(
+    ("case", "options"),
+    [("seqcls", {}), ("tokcls", {}), ("bert-base", {}), ("seqcls", {"output_hidden_states": True})],
+)
+def test_batches_are_filled_up_and_nothing_else_changes(case, options, dtype, rows, monkeypatch):
+    """oneDNN compiles a kernel for each number of rows: tokens, and in the last layer of a classifier texts."""
+
+    def outputs():
+        model = quantize(load("torch", case)) if dtype == "int8" else load("torch", case, dtype=dtype)
+        for texts, length in ((1, 1), (1, 3), (2, 7), (9, 11), (40, 13)):
+            ids = torch.randint(1, 90, (texts, length), generator=torch.manual_seed(length))
+            for mask in (None, (torch.arange(length) < torch.arange(texts)[:, None] % length + 1).long()):
+                with torch.inference_mode():
+                    yield flatten("torch", model(ids, attention_mask=mask, **options))
+
+    filled = list(outputs())
+    assert options or all(count == 1 or count % (8 if count <= 256 else 32) == 0 for count in rows)
+    for module in (products, encoder):
+        monkeypatch.setattr(module, "fill_up", lambda value: value)
+    rows.clear()
+    for found, expected in zip(filled, outputs(), strict=True):
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, atol=(1e-5 if dtype == "int8" else 0.02) * np.abs(value).max())
+    assert 7 * 2 in rows
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")

@@ -70,6 +70,11 @@ class Sequences:
     cu_seqlens: Tensor
     longest: int
 
+    @classmethod
+    def of_rectangle(cls, rows: int, length: int, device: torch.device) -> Sequences:
+        """All tokens of a batch (rows, length), one row after the other."""
+        return cls(torch.arange(0, (rows + 1) * length, length, dtype=torch.int32, device=device), length)
+
     @property
     def first_tokens(self) -> Tensor:
         """The place (N,) of each sequence's first token."""
@@ -151,7 +156,8 @@ def packed_attention(
 ) -> Tensor:
     """The context (S, H, K) of a packed batch, where every token sees its own sequence.
 
-    S is T, or N with ``first_token_only``, when a single token of each sequence asks.
+    S is T, or N with ``first_token_only``, when a single token of each sequence asks. On CPUs more may ask, all of
+    them copies of the last that does.
     """
     kernel = varlen_kernel() if can_be_flash(query_SHK) and not dropout else None
     if kernel is not None:
@@ -174,6 +180,8 @@ def packed_attention(
         contexts.append(context_NHQK.transpose(1, 2).flatten(0, 1))
         query_begin += asking
         begin += count * length
+    if missing := len(query_SHK) - query_begin:  # see products.fill_up
+        contexts.append(contexts[-1][-1:].expand(missing, -1, -1))
     return contexts[0] if len(contexts) == 1 else torch.cat(contexts)
 
 

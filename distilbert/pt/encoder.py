@@ -36,7 +36,7 @@ from distilbert.pt.attention import (
 )
 from distilbert.pt.model import PreTrainedModel
 from distilbert.pt.parameters import FromSpec, attach
-from distilbert.pt.products import LaidOutLayer, can_be_laid_out, is_traced, lay_out
+from distilbert.pt.products import LaidOutLayer, can_be_laid_out, fill_up, is_traced, lay_out
 
 logger = logging.getLogger("distilbert")
 
@@ -206,7 +206,14 @@ class Encoder(PreTrainedModel):
         layouts: list[LaidOutLayer | None] = [None] * len(stack)
         if fused and can_be_laid_out(stack, hidden_BLD):  # asked before all layers: in between, memory would be cold
             layouts = [lay_out(layer, hidden_BLD.dtype) if type(layer) is Layer else None for layer in stack]
+        is_filled = not (output_hidden_states or isinstance(visible, Tensor)) and all(
+            laid_out is not None and laid_out.is_by_onednn for laid_out in layouts
+        )
         for hidden_BLD, seen in pieces:
+            shape = hidden_BLD.shape[:-1]
+            if is_filled:
+                seen = seen or Sequences.of_rectangle(*shape, device=hidden_BLD.device)
+                hidden_BLD = fill_up(hidden_BLD.flatten(0, -2))
             for layer, laid_out, layer_head_mask in zip(stack, layouts, head_masks, strict=True):
                 only_first = first_token_only and layer is stack[-1]
                 arguments = (hidden_BLD, seen, layer_head_mask, fused, only_first)
@@ -220,6 +227,9 @@ class Encoder(PreTrainedModel):
                     hidden_states += (hidden_BLD,)
                 if output_attentions:
                     attentions += (probability_BHQL,)
+            if is_filled:
+                hidden_BLD = hidden_BLD[: len(seen.first_tokens) if first_token_only else shape.numel()]
+                hidden_BLD = hidden_BLD.unflatten(0, (shape[0], -1)) if len(shape) > 1 else hidden_BLD
             ended.append(hidden_BLD)
         hidden_BLD = ended[0] if len(ended) == 1 else torch.cat(ended)
         if sequences is None or first_token_only:

@@ -116,6 +116,7 @@ class LaidOutLayer:
         self.settings = settings_of(layer, dtype)
         self.modules, self.tensors = list(map(ref, modules)), list(map(ref, tensors))
         self.kinds = [type(module) for module in modules]
+        self.is_by_onednn = dtype != torch.float32 or Int8Linear in self.kinds  # see fill_up
         self.state = state_of(tensors)
         self.products: dict[tuple[str, ...], Product] = {}
 
@@ -132,9 +133,13 @@ class LaidOutLayer:
     def __call__(
         self, layer: Any, hidden_BLD: Tensor, visible: Tensor | Sequences | None, first_token_only: bool = False
     ) -> Tensor:
-        """Vectors (B, L, D) to vectors (B, Q, D), as the ``forward`` of ``layer``."""
+        """Vectors (B, L, D) to vectors (B, Q, D), as the ``forward`` of ``layer``.
+
+        Of a packed batch that is filled up, to as many more.
+        """
         if first_token_only:
             asking_BQD = first_tokens(hidden_BLD, visible)
+            asking_BQD = fill_up(asking_BQD) if self.is_by_onednn else asking_BQD
             (query_BQHK,) = self.project(layer, ("query",), asking_BQD)
             key_BLHK, value_BLHK = self.project(layer, ("key", "value"), hidden_BLD)
         else:
@@ -156,6 +161,17 @@ class LaidOutLayer:
         if roles not in self.products:
             self.products[roles] = product_of([layer.part(role) for role in roles], activation)
         return self.products[roles]
+
+
+def fill_up(value_TD: Tensor) -> Tensor:
+    """Rows, and as many copies of the last as make a round number of them.
+
+    oneDNN compiles a kernel for each number of rows that a product has, in one to two milliseconds, and keeps a
+    thousand of them, half a MiB each. Copies go through a layer as what they are copies of, which leaves the range
+    that int8 has to cover as it is.
+    """
+    missing = -len(value_TD) % (8 if len(value_TD) <= 256 else 32) if len(value_TD) > 1 else 0
+    return torch.cat((value_TD, value_TD[-1:].expand(missing, -1))) if missing else value_TD
 
 
 def settings_of(layer: Any, dtype: torch.dtype) -> tuple[Any, ...]:
