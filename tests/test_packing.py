@@ -5,9 +5,9 @@ import pytest
 import torch
 from backends import EVERY_CASE, arrays_of, assert_close, at_tokens, flatten, head_of, load
 
-import distilbert.pt.encoder
 from distilbert.core.errors import InputError
 from distilbert.core.outputs import is_per_token
+from distilbert.pt import products
 from distilbert.pt.attention import Packing
 from distilbert.pt.inference import InferenceModel
 
@@ -92,20 +92,34 @@ def test_packed_batches(case):
             assert_close(outputs[output], row, 1e-5, output)
 
 
+@pytest.mark.skipif(not products.has_layout(torch.float32), reason="PyTorch lays out no float32 here")
 @pytest.mark.parametrize("case", ["base", "mlm", "seqcls", "qa", "bert-base", "bert-choice"])
 def test_large_batches_go_by_pieces(case, monkeypatch):
     model, arrays = load("torch", case), arrays_of(case)
     given = [tensors(arrays | {"attention_mask": mask}) for mask in masks(arrays["input_ids"].shape).values()]
-    whole = [flatten("torch", model(**batch)) for batch in given]
-    sizes = []
-    model.base_model.layers()[0].register_forward_pre_hook(lambda layer, given: sizes.append(given[0].shape[:-1]))
-    monkeypatch.setattr(distilbert.pt.encoder, "cached_tokens", lambda itemsize: 8)
-    for batch, wanted in zip(given, whole, strict=True):
-        for output, value in flatten("torch", model(**batch)).items():
+    sizes, hooked, compute = [], [], products.LaidOutLayer.__call__
+
+    def note(self, layer, hidden, *arguments):
+        sizes.append(hidden.shape[:-1])
+        return compute(self, layer, hidden, *arguments)
+
+    @torch.no_grad()
+    def outputs():
+        return [flatten("torch", model(**batch)) for batch in given]
+
+    whole = outputs()
+    monkeypatch.setattr(products.LaidOutLayer, "__call__", note)
+    monkeypatch.setattr(products, "cached_tokens", lambda itemsize: 8)
+    for found, wanted in zip(outputs(), whole, strict=True):
+        for output, value in found.items():
             assert_close(value, wanted[output], 1e-5, output)
-    assert len(sizes) > len(given)
+    layers = len(model.base_model.layers())
+    assert len(sizes) > layers * len(given)
     rows = arrays["input_ids"].reshape(-1, arrays["input_ids"].shape[-1]).shape
     assert {size for size in sizes if len(size) == 2} <= {(1, rows[1]), rows}  # whole where a mask stays
+    model.base_model.layers()[0].register_forward_pre_hook(lambda layer, given: hooked.append(given[0].shape[:-1]))
+    outputs()
+    assert len(hooked) == len(given)  # who looks on sees all at once
 
 
 def test_where_padding_stays(monkeypatch):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from backends import HEADS, flatten, load
 from conftest import GOLDEN
+from torch.overrides import TorchFunctionMode
 
 import distilbert
 from distilbert.core.errors import InputError
@@ -107,7 +108,7 @@ def by_a_state(model):
 
 
 def behind_the_back(model):
-    model.distilbert.transformer.layer[0].ffn.lin2.weight.data.mul_(3)
+    model.distilbert.transformer.layer[0].ffn.lin2.weight.data[1:5].mul_(9)
     model.eval()
 
 
@@ -148,6 +149,16 @@ def drop_out(model):
 
 def hook_the_layer(model):
     model.distilbert.transformer.layer[0].register_forward_hook(lambda module, given, found: (2 * found[0], None))
+
+
+def through_data(model):
+    model.distilbert.transformer.layer[0].ffn.lin1.weight.data *= 3
+
+
+def by_storage(model):
+    """As collectives of torch.distributed write: nothing is counted."""
+    weight = model.distilbert.transformer.layer[0].ffn.lin1.weight
+    weight.untyped_storage().copy_((weight.detach() * 3).untyped_storage())
 
 
 def normalize_otherwise(model):
@@ -195,7 +206,16 @@ def freeze(model):
 
 CHANGES = (
     *(in_place, by_another, by_a_state, behind_the_back, by_a_fused_optimizer, replace, hook, patch, drop_out),
-    *(hook_the_layer, normalize_otherwise, activate_otherwise, wrap, write_while_wrapped, freeze),
+    *(
+        through_data,
+        by_storage,
+        hook_the_layer,
+        normalize_otherwise,
+        activate_otherwise,
+        wrap,
+        write_while_wrapped,
+        freeze,
+    ),
 )
 
 
@@ -223,6 +243,56 @@ def test_modules_run_where_gradients_or_graphs_may_be_asked_for(dtype, calls):
     with torch.no_grad():
         load("torch", "seqcls", dtype="float64" if dtype == "float32" else "float16")(IDS)
     assert calls["layers"] == 0
+
+
+@pytest.mark.parametrize("kind", [torch.nn.Linear, torch.nn.LayerNorm])
+def test_classes_that_are_patched_and_modes_are_noticed(kind, monkeypatch):
+    model, forward, seen = load("torch", "seqcls"), kind.forward, []
+    before = answer(model)
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, function, types, arguments=(), options=None):
+            seen.append(function)
+            return function(*arguments, **(options or {}))
+
+    with Mode():
+        answer(model)
+    assert seen.count(torch.nn.functional.linear) > 6 * model.config.n_layers
+    monkeypatch.setattr(kind, "forward", lambda self, value: 1.5 * forward(self, value))
+    assert not torch.allclose(answer(model), before, atol=0.02)
+
+
+def test_weights_can_be_swapped_after_a_first_answer():
+    """PyTorch swaps what nothing else refers to, even weakly."""
+    model = load("torch", "seqcls")
+    answer(model)
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        model.double()
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    assert answer(model).dtype == torch.float32 and model.dtype == torch.float64
+
+
+def test_an_activation_that_has_no_hash():
+    class Activation:
+        __hash__ = None
+
+        def __call__(self, value):
+            return value.relu()
+
+    for dtype in ("float32", "bfloat16"):
+        model = load("torch", "seqcls", dtype=dtype, activation=Activation())
+        torch.testing.assert_close(answer(model), by_modules(model), atol=0.2, rtol=0)
+
+
+def test_what_is_never_called_takes_no_place():
+    layer = load("torch", "seqcls").distilbert.transformer.layer[0]
+    with pytest.raises(InputError, match=r"ffn only holds its parts and is never called: replace ffn\.lin1, ffn\.lin2"):
+        layer.ffn = torch.nn.Sequential(layer.ffn)
+    attention = load("torch", "bert-seqcls").bert.encoder.layer[0].attention
+    with pytest.raises(InputError, match="self only holds its parts"):
+        attention.self = torch.nn.Sequential()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -310,13 +380,14 @@ def test_batches_are_filled_up_and_nothing_else_changes(case, options, dtype, ro
 
     filled = list(outputs())
     assert options or all(count == 1 or count % (8 if count <= 256 else 32) == 0 for count in rows)
-    for module in (products, encoder):
-        monkeypatch.setattr(module, "fill_up", lambda value: value)
+    monkeypatch.setattr(products, "fill_up", lambda value: value)
     rows.clear()
     for found, expected in zip(filled, outputs(), strict=True):
         assert found.keys() == expected.keys()
         for name, value in expected.items():
-            np.testing.assert_allclose(found[name], value, atol=(1e-5 if dtype == "int8" else 0.02) * np.abs(value).max())
+            np.testing.assert_allclose(
+                found[name], value, atol=(1e-5 if dtype == "int8" else 0.02) * np.abs(value).max()
+            )
     assert 7 * 2 in rows
 
 

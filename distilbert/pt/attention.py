@@ -71,8 +71,9 @@ class Sequences:
     longest: int
 
     @classmethod
-    def of_rectangle(cls, rows: int, length: int, device: torch.device) -> Sequences:
-        """All tokens of a batch (rows, length), one row after the other."""
+    def of_rectangle(cls, shape: torch.Size, device: torch.device) -> Sequences:
+        """All tokens of a batch of that shape (B, L), one row after the other."""
+        rows, length = shape
         return cls(torch.arange(0, (rows + 1) * length, length, dtype=torch.int32, device=device), length)
 
     @property

@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from distilbert.core.batches import cached_tokens
 from distilbert.core.config import Config
 from distilbert.core.errors import InputError
 from distilbert.core.inputs import check_cu_seqlens, check_head_mask, check_packed_shapes, check_range, check_shapes
@@ -36,7 +35,7 @@ from distilbert.pt.attention import (
 )
 from distilbert.pt.model import PreTrainedModel
 from distilbert.pt.parameters import FromSpec, attach
-from distilbert.pt.products import LaidOutLayer, can_be_laid_out, fill_up, is_traced, lay_out
+from distilbert.pt.products import LaidOutLayer, can_be_laid_out, is_traced, lay_out, run_laid_out
 
 logger = logging.getLogger("distilbert")
 
@@ -200,38 +199,27 @@ class Encoder(PreTrainedModel):
 
         hidden_states: tuple[Tensor, ...] = (hidden_BLD,)
         attentions: tuple[Tensor, ...] = ()
-        stack, ended = self.layers(), []
-        is_whole = self.training or output_hidden_states or output_attentions or head_mask is not None
-        pieces = [(hidden_BLD, visible)] if is_whole else by_pieces(hidden_BLD, visible)
+        stack = self.layers()
         layouts: list[LaidOutLayer | None] = [None] * len(stack)
         if fused and can_be_laid_out(stack, hidden_BLD):  # asked before all layers: in between, memory would be cold
             layouts = [lay_out(layer, hidden_BLD.dtype) if type(layer) is Layer else None for layer in stack]
-        is_filled = not (output_hidden_states or isinstance(visible, Tensor)) and all(
-            laid_out is not None and laid_out.is_by_onednn for laid_out in layouts
-        )
-        for hidden_BLD, seen in pieces:
-            shape = hidden_BLD.shape[:-1]
-            if is_filled:
-                seen = seen or Sequences.of_rectangle(*shape, device=hidden_BLD.device)
-                hidden_BLD = fill_up(hidden_BLD.flatten(0, -2))
-            for layer, laid_out, layer_head_mask in zip(stack, layouts, head_masks, strict=True):
-                only_first = first_token_only and layer is stack[-1]
-                arguments = (hidden_BLD, seen, layer_head_mask, fused, only_first)
-                if laid_out is not None:
-                    hidden_BLD = laid_out(layer, hidden_BLD, seen, only_first)
-                elif self.is_gradient_checkpointing and self.training:
-                    hidden_BLD, probability_BHQL = checkpoint(layer, *arguments, use_reentrant=False)
-                else:
-                    hidden_BLD, probability_BHQL = layer(*arguments)
-                if output_hidden_states:
-                    hidden_states += (hidden_BLD,)
-                if output_attentions:
-                    attentions += (probability_BHQL,)
-            if is_filled:
-                hidden_BLD = hidden_BLD[: len(seen.first_tokens) if first_token_only else shape.numel()]
-                hidden_BLD = hidden_BLD.unflatten(0, (shape[0], -1)) if len(shape) > 1 else hidden_BLD
-            ended.append(hidden_BLD)
-        hidden_BLD = ended[0] if len(ended) == 1 else torch.cat(ended)
+        complete = [laid_out for laid_out in layouts if laid_out is not None]
+        if stack and len(complete) == len(stack) and not output_hidden_states:  # nobody looks on
+            hidden_BLD = run_laid_out(list(stack), complete, hidden_BLD, visible, first_token_only)
+            stack = stack[:0]
+        for layer, laid_out, layer_head_mask in zip(stack, layouts, head_masks, strict=False):
+            only_first = first_token_only and layer is stack[-1]
+            arguments = (hidden_BLD, visible, layer_head_mask, fused, only_first)
+            if laid_out is not None:
+                hidden_BLD = laid_out(layer, hidden_BLD, visible, only_first)
+            elif self.is_gradient_checkpointing and self.training:
+                hidden_BLD, probability_BHQL = checkpoint(layer, *arguments, use_reentrant=False)
+            else:
+                hidden_BLD, probability_BHQL = layer(*arguments)
+            if output_hidden_states:
+                hidden_states += (hidden_BLD,)
+            if output_attentions:
+                attentions += (probability_BHQL,)
         if sequences is None or first_token_only:
             hidden_BLD = hidden_BLD if sequences is None else hidden_BLD[:, None]
             first_BD = hidden_BLD[:, 0]
@@ -339,21 +327,6 @@ class Encoder(PreTrainedModel):
         if types is not None and not self.family.has_segments and not self.warned_of_token_types and types.any():
             logger.warning("token_type_ids are ignored: DistilBERT has no segment embeddings")
             self.warned_of_token_types = True
-
-
-def by_pieces(hidden_BLD: Tensor, visible: Tensor | Sequences | None) -> list[tuple[Tensor, Tensor | Sequences | None]]:
-    """A batch without padding, on CPUs in parts that fit their caches: a tenth faster, and in less memory.
-
-    Matrix products are fastest there on about 1,024 tokens in float32 (measured: docs/performance.md).
-    """
-    if is_traced() or hidden_BLD.device.type != "cpu" or isinstance(visible, Tensor):
-        return [(hidden_BLD, visible)]
-    piece = cached_tokens(hidden_BLD.element_size())
-    if hidden_BLD.shape[:-1].numel() < 2 * piece:
-        return [(hidden_BLD, visible)]
-    if visible is None:
-        return [(part, None) for part in hidden_BLD.split(max(1, piece // hidden_BLD.shape[1]))]
-    return [(hidden_BLD[place], sequences) for place, sequences in visible.split(piece)]
 
 
 class DistilBertModel(Encoder):

@@ -4,22 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import groupby, pairwise
+from typing import Any
 
 import torch
 from torch import nn
 
 from distilbert.core.config import Config
+from distilbert.core.errors import InputError
 from distilbert.core.spec import Kind, Parameter, constant, sinusoidal_positions, standard_deviation
 
 # What PyTorch's own modules call the two dimensions of their weight.
 SIZES = {nn.Linear: ("out_features", "in_features"), nn.Embedding: ("num_embeddings", "embedding_dim")}
 
 
-class FromSpec(nn.Module):
+class Container(nn.Module):
+    """What hangs between a module and its parts, such as ``attention``; like ``nn.ModuleList`` it is never called."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        old = self.__dict__.get("_modules", {}).get(name)
+        if type(old) is Container and isinstance(value, nn.Module) and type(value).forward is not nn.Module.forward:
+            held = ", ".join(f"{name}.{part}" for part in old._modules)
+            raise InputError(f"{name} only holds its parts and is never called: replace {held}, or what it hangs on")
+        super().__setattr__(name, value)
+
+
+class FromSpec(Container):
     """A module whose parts are made from rows of the spec, and are called by their role.
 
     The parts hang at the paths of the spec, so the state dict's keys are the canonical names; what runs is
-    whatever hangs there, so tools that replace modules (LoRA, quantisation) work as usual.
+    whatever part hangs there, so tools that replace modules (LoRA, quantisation) work as usual.
     """
 
     def __init__(self) -> None:
@@ -48,7 +61,7 @@ def attach(root: nn.Module, path: str, module: nn.Module) -> None:
     parts = path.split(".")
     for name, below in pairwise(parts):
         if name not in root._modules:
-            root.add_module(name, nn.ModuleList() if below.isdecimal() else nn.Module())
+            root.add_module(name, nn.ModuleList() if below.isdecimal() else Container())
         root = root.get_submodule(name)
     root.add_module(parts[-1], module)
 
