@@ -290,3 +290,46 @@ def test_families_are_not_confused(backend):
         load(backend, "base", GOLDEN / "bert-base")
     with pytest.raises(InputError, match="config is a DistilBertConfig, expected a BertConfig"):
         model_class(backend, "bert-base")(DistilBertConfig(**TINY))
+
+
+def test_a_config_is_each_models_own(backend, tmp_path):
+    config = load(backend, "mlm").config
+    cls = model_class(backend, "mlm")
+    resized, other = cls(config), cls(config)
+    resized.resize_token_embeddings(120)
+    assert (config.vocab_size, other.config.vocab_size, resized.config.vocab_size) == (97, 97, 120)
+    other.save_pretrained(tmp_path / "other")
+    cls.from_pretrained(tmp_path / "other")
+    getattr(resized, resized.family.prefix).resize_token_embeddings(130)
+    with pytest.raises(InputError, match=r"\(120,\), expected \(130,\)"):
+        resized.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "int32"])
+def test_labels_of_any_integers(dtype, backend):
+    """In uint8, -100 is 156."""
+    model = model_class(backend, "seqcls")(DistilBertConfig(**TINY, num_labels=200))
+    labels = BACKENDS[backend].tensor(np.array([156, 3], dtype))
+    model = model.eval() if backend == "torch" else model
+    logits = answer(backend, model, input_ids=IDS)["logits"]
+    wanted = (np.log(np.exp(logits).sum(1)) - logits[[0, 1], [156, 3]]).mean()
+    found = model(BACKENDS[backend].tensor(IDS), labels=labels).loss
+    assert_close(BACKENDS[backend].array(found), wanted, 1e-5)
+
+
+@pytest.mark.parametrize("labels", [np.array([0.3, 2.0]), np.array([[0.0, 1.0, 1.0], [1.0, 0.0, 1.0]])])
+def test_losses_are_computed_in_float32(labels, backend):
+    config = DistilBertConfig(**TINY, num_labels=labels[0].size)
+    dtype = {"flax": {"dtype": "bfloat16"}, "tf": {"dtype": "bfloat16"}}.get(backend, {})
+    model = model_class(backend, "seqcls")(config, **dtype)
+    model = model.bfloat16() if backend == "torch" else model
+    tensors = [BACKENDS[backend].tensor(array) for array in (IDS, labels.astype(np.float32))]
+    output = model(tensors[0], labels=tensors[1])
+    assert "float32" in str(output.loss.dtype)
+    logits = BACKENDS[backend].array(output.logits).astype(np.float64)
+    if labels.ndim == 1:
+        wanted = np.square(logits[:, 0] - labels).mean()
+    else:
+        wanted = (np.log1p(np.exp(logits)) - labels * logits).mean()
+    assert_close(BACKENDS[backend].array(output.loss), wanted, 5e-4)  # rounded to bfloat16: up to 4e-3

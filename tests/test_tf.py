@@ -624,3 +624,43 @@ def test_training_needs_labels_once():
         model.fit({"input_ids": IDS}, verbose=0)
     with pytest.raises(InputError, match="labels: among the inputs and given as y too"):
         model.fit({"input_ids": IDS, "labels": np.array([0, 1])}, np.array([0, 1]), verbose=0)
+
+
+def test_what_is_frozen_stays_so(tmp_path):
+    """A file says what is frozen, and a table that is never trained is not, whatever is unfrozen."""
+    config = DistilBertConfig(**TINY, sinusoidal_pos_embds=True)
+    model = distilbert.TFDistilBertForSequenceClassification(config)
+    positions = np.array(model.get_position_embeddings().embeddings)
+    count = len(model.trainable_weights)
+    model.distilbert.trainable = False
+    assert len(model.trainable_weights) == 4
+    model.compile(keras.optimizers.SGD(0.5))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert len(loaded.trainable_weights) == 4
+    words = np.array(loaded.get_input_embeddings().embeddings)
+    ids, labels = np.random.default_rng(0).integers(1, 50, (8, 5)), np.arange(8) % 2
+    loaded.fit(ids, labels, verbose=0)
+    np.testing.assert_array_equal(loaded.get_input_embeddings().embeddings, words)
+    loaded.distilbert.trainable = True
+    assert len(loaded.trainable_weights) == count
+    loaded.compile(keras.optimizers.SGD(0.5))
+    loaded.fit(ids, labels, verbose=0)
+    np.testing.assert_array_equal(loaded.get_position_embeddings().embeddings, positions)
+    assert np.abs(np.array(loaded.get_input_embeddings().embeddings) - words).max() > 1e-5
+
+
+def test_metrics_leave_labels_out_that_do_not_count():
+    model = load("tokcls")
+    given = arrays_of("tokcls")
+    labels = np.array(keras.ops.argmax(model(given).logits, -1))
+    labels[:, ::2] = -100
+    wrong = labels.copy()
+    wrong[:, 1] = (wrong[:, 1] + 1) % model.config.num_labels
+    model.compile(
+        metrics=["accuracy", keras.metrics.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-100)]
+    )
+    assert model.evaluate(given, labels, verbose=0, return_dict=True)["accuracy"] == 1
+    counted = (labels != -100).sum()
+    share = 1 - len(labels) / counted
+    assert abs(model.evaluate(given, wrong, verbose=0, return_dict=True)["accuracy"] - share) < 1e-6

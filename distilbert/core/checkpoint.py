@@ -511,12 +511,18 @@ def write_checkpoint(
             that would be read instead of the new ones. What was there is unchanged.
         ConfigError: the config cannot be written as JSON.
         InputError: ``max_shard_size`` is not a size, ``file_format`` not a format that is written, or a tensor is
-            of integers, as quantised ones are.
+            of integers, as quantised ones are, or has another shape than the config says.
     """
+    shapes = {row.name: row.shape for row in parameters(config, head, family or family_of(config))}
     for name, value in tensors.items():
         if np.issubdtype(value.dtype, np.integer):
             raise InputError(
                 f"{name} is {value.dtype}, expected floats: a quantised model is no checkpoint; save it before that"
+            )
+        if value.shape != shapes.get(name, value.shape):
+            raise InputError(
+                f"{name} is {value.shape}, expected {shapes[name]} as the config says: no checkpoint, as it could not "
+                "be loaded; resize or prune the whole model, not a part of it"
             )
     save = Save.prepare(
         config,

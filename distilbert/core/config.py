@@ -121,7 +121,7 @@ class Config:
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and vars(other) == vars(self)
 
-    def __hash__(self) -> int:  # by value, as comparison is: what JAX compiles for depends on it
+    def __hash__(self) -> int:  # by value, as comparison is: JAX compiles anew for another config
         return hash(repr(self))
 
     @property

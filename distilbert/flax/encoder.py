@@ -312,6 +312,7 @@ def check_values(name: str, values: Any, limit: int, ignored: int | None = None)
         and all(device.platform == "cpu" for device in values.devices())  # elsewhere it would wait for the device
     )
     if not is_known:
+        values = values.astype(jnp.promote_types(values.dtype, jnp.int32))  # smaller types cannot hold ``limit``
         return jnp.where((values < 0) & (values != ignored), limit, values)
     judged = np.asarray(values)
     judged = judged if ignored is None else judged[judged != ignored]

@@ -41,6 +41,7 @@ class HeadModel(PreTrainedModel):
         types: dict[str, Any] = {"dtype": self.precision.dtype, "param_dtype": self.precision.param_dtype}
         options = {"add_pooling_layer": self.family.heads[self.head].is_pooled} if self.family.pooler else {}
         encoder = self.encoder_class(self.config, rngs=self.rngs, **types, **options)
+        encoder.config = self.config
         setattr(self, self.family.prefix, encoder)
         rows = [parameter for parameter in self.parameter_list() if parameter.section == "head"]
         self.add_parts(rows, self.config, self.precision, self.rngs)

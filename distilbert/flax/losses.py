@@ -47,6 +47,7 @@ def token_loss(logits: Array, labels: Array) -> Array:
         labels = labels.reshape(logits.shape[:-1])
     except TypeError:
         raise InputError(f"labels has shape {labels.shape}, expected {logits.shape[:-1]}") from None
+    labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))  # in uint8 -100 is a class
     counts = labels != IGNORED
     loss = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), jnp.where(counts, labels, 0))
     return jnp.sum(loss, where=counts) / jnp.maximum(counts.sum(), 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -71,7 +72,7 @@ class PreTrainedModel(FromSpec):
         if not isinstance(config, self.family.config):
             raise InputError(f"config is a {type(config).__name__}, expected a {self.family.config.__name__}")
         config.validate()
-        self.config = config
+        self.config = copy.deepcopy(config)  # its own: resizing and pruning change it
         self.precision = Precision(loading.parse_dtype(dtype), loading.parse_dtype(param_dtype))
         self.deterministic = True  # what train() and eval() of NNX set
         rngs = nnx.Rngs(seed) if rngs is None else rngs

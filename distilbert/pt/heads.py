@@ -41,6 +41,7 @@ class HeadModel(PreTrainedModel):
         super().__init__(config, attn_implementation=attn_implementation)
         options: Any = {"add_pooling_layer": self.family.heads[self.head].is_pooled} if self.family.pooler else {}
         encoder = self.encoder_class(config, attn_implementation=attn_implementation, **options)
+        encoder.config = self.config
         self.add_module(self.family.prefix, encoder)
         self.add_parts([parameter for parameter in self.parameter_list() if parameter.section == "head"], config)
         self.dropout = nn.Dropout(getattr(config, self.dropout_rate) if self.dropout_rate else 0.0)

@@ -27,18 +27,19 @@ def classification_loss(logits_BC: Tensor, labels: Tensor, config: Config) -> Te
         problem = "regression"
     if problem is None:
         problem = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
-    if problem == "regression":
-        if config.num_labels == 1:
-            return F.mse_loss(logits_BC.squeeze(), labels.squeeze().to(logits_BC.dtype))
-        return F.mse_loss(logits_BC, labels.to(logits_BC.dtype))
     if problem == "single_label_classification":
         return token_loss(logits_BC, labels)
-    return F.binary_cross_entropy_with_logits(logits_BC, labels.to(logits_BC.dtype))
+    logits_BC, labels = logits_BC.float(), labels.float()
+    if problem == "regression":
+        if config.num_labels == 1:
+            return F.mse_loss(logits_BC.squeeze(), labels.squeeze())
+        return F.mse_loss(logits_BC, labels)
+    return F.binary_cross_entropy_with_logits(logits_BC, labels)
 
 
 def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross entropy of logits (…, C) against the labels (…) that are not -100."""
-    labels = labels.reshape(-1)
+    labels = labels.reshape(-1).long()  # in uint8 -100 is a class
     loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]).float(), labels, ignore_index=IGNORED, reduction="sum")
     return loss / (labels != IGNORED).sum().clamp(min=1)
 

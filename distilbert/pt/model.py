@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -40,7 +41,7 @@ class PreTrainedModel(FromSpec):
             raise InputError(
                 f"attn_implementation is {attn_implementation!r}, expected one of {', '.join(IMPLEMENTATIONS)}"
             )
-        self.config = config
+        self.config = copy.deepcopy(config)  # its own: resizing and pruning change it
         self.attn_implementation = attn_implementation
         self.is_gradient_checkpointing = False
 
@@ -82,7 +83,7 @@ class PreTrainedModel(FromSpec):
 
     @is_padding_free.setter
     def is_padding_free(self, value: bool) -> None:
-        self.base_model._is_padding_free = value  # type: ignore[assignment]
+        self.base_model._is_padding_free = value
 
     def num_parameters(self, only_trainable: bool = False) -> int:
         """How many numbers the model holds, tied ones counted once."""

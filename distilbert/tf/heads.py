@@ -7,7 +7,7 @@ B batch, L length, D model, C classes or choices, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import keras
@@ -48,6 +48,7 @@ class HeadModel(PreTrainedModel):
         pooler = {"add_pooling_layer": self.family.heads[self.head].is_pooled} if self.family.pooler else {}
         with keras.name_scope(self.name):
             encoder = self.encoder_class(config, name=self.family.prefix, dtype=self.dtype_policy, **pooler)
+        encoder.config = self.config
         setattr(self, self.family.prefix, encoder)
         rows = [parameter for parameter in self.parameter_list() if parameter.section == "head"]
         self.add_parts(rows, config, self.word_table)
@@ -97,8 +98,12 @@ class HeadModel(PreTrainedModel):
         return scale_for_replicas(loss)
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
-        """The compiled metrics of the logits."""
+        """The compiled metrics of the logits; those that are means of single values leave labels of -100 out."""
         labels, predictions = self.for_keras(self.split_labels(x, y), y_pred)
+        if keras.tree.is_nested(labels):
+            predictions = {name: counted([value, labels[name]]) for name, value in predictions.items()}
+        else:
+            predictions = counted([predictions, labels])
         return super().compute_metrics(x, labels, predictions, sample_weight)
 
     def for_keras(self, labels: dict[str, Tensor], output: ModelOutput) -> tuple[Any, Any]:
@@ -107,6 +112,25 @@ class HeadModel(PreTrainedModel):
             return labels[self.label_names[0]], output[self.prediction_names[0]]
         named = zip(self.prediction_names, labels.values(), strict=True)
         return dict(named), {name: output[name] for name in self.prediction_names}
+
+
+class Counted(keras.layers.Layer):
+    """Marks the predictions (B, L, C) that count, whose labels (B, L) are not -100, as Keras's metrics look for it."""
+
+    supports_masking = True
+
+    def call(self, inputs: Sequence[Tensor]) -> Tensor:
+        """The predictions, unchanged."""
+        return ops.stop_gradient(inputs[0])
+
+    def compute_mask(self, inputs: Sequence[Tensor], previous_mask: Any = None) -> Tensor | None:
+        """Where labels are not -100, None of other labels."""
+        predictions, labels = inputs
+        is_per_token = len(labels.shape) == len(predictions.shape) - 1 == 2
+        return ops.not_equal(labels, IGNORED) if is_per_token else None
+
+
+counted = Counted(dtype="float32")
 
 
 def scale_for_replicas(loss: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ def classification_loss(
 
 def token_loss(logits: Tensor, labels: Tensor, sample_weight: Tensor | None = None) -> Tensor:
     """Mean cross entropy of logits (…, C) against the labels (…) that are not -100."""
-    labels = ops.reshape(labels, ops.shape(logits)[:-1])
+    labels = ops.reshape(ops.cast(labels, "int32"), ops.shape(logits)[:-1])  # in uint8 -100 is a class
     counts = ops.not_equal(labels, IGNORED)
     loss = ops.sparse_categorical_crossentropy(
         ops.where(counts, labels, 0), ops.cast(logits, "float32"), from_logits=True

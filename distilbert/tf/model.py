@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -42,7 +43,7 @@ class PreTrainedModel(FromSpec, keras.Model):
             raise InputError(f"config is a {type(config).__name__}, expected a {self.family.config.__name__}")
         config.validate()
         super().__init__(**options)
-        self.config = config
+        self.config = copy.deepcopy(config)  # its own: resizing and pruning change it
         if keras.backend.backend() == "tensorflow":
             # XLA compiles anew for each length, and on CPUs oneDNN's kernels are faster than its own.
             self.jit_compile = False
@@ -248,6 +249,7 @@ class PreTrainedModel(FromSpec, keras.Model):
             "name": self.name,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
             "trainable": self.trainable,
+            "frozen": [row.name for row, value in self.variable_list() if not value.trainable],
             **self.own_options,
         }
 
@@ -256,7 +258,23 @@ class PreTrainedModel(FromSpec, keras.Model):
         """The reverse of ``get_config``."""
         values = dict(config)
         values["dtype"] = keras.dtype_policies.deserialize(values["dtype"])
-        return cls(cls.family.config.from_dict(values.pop("config")), **values)
+        frozen = values.pop("frozen", ())
+        model = cls(cls.family.config.from_dict(values.pop("config")), **values)
+        model.freeze(frozen)
+        return model
+
+    def freeze(self, names: Collection[str]) -> None:
+        """Exclude parameters from training, by their names; and whole layers of which nothing is left."""
+        layers: list[keras.layers.Layer] = [self.get_base_model()]
+        for section, rows in self.part_list():
+            part = section.parts[rows[0].path]
+            for row in rows:
+                if row.name in names and row.tied_to is None:
+                    variable(part, row).trainable = False
+            layers += [section, part]
+        for layer in layers:
+            if layer.weights and not any(value.trainable for value in layer.weights):
+                layer.trainable = False
 
     def export(self, filepath: str | Path, format: str = "tf_saved_model", **options: Any) -> None:
         """As ``keras.Model.export``.

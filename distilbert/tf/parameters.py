@@ -70,6 +70,14 @@ class Embedding(keras.layers.Embedding):
         return ops.cast(ops.take(table, inputs, axis=0), self.compute_dtype)
 
 
+class FixedEmbedding(Embedding):
+    """A table that is never trained, whoever unfreezes what it belongs to."""
+
+    def add_weight(self, *arguments: Any, **options: Any) -> keras.Variable:
+        """As every layer's, for a variable that no optimiser is given."""
+        return super().add_weight(*arguments, **{**options, "trainable": False})
+
+
 def _with_whole_gradient(table: Tensor) -> Tensor:
     import tensorflow as tf
 
@@ -115,9 +123,9 @@ def make_part(
         part = keras.layers.LayerNormalization(epsilon=config.layer_norm_eps, **options)
         part.build((None, *first.shape))
     else:
-        part = Embedding(*first.shape, embeddings_initializer=initial[first.kind], **options)
+        table = FixedEmbedding if first.kind is Kind.SINUSOID else Embedding
+        part = table(*first.shape, embeddings_initializer=initial[first.kind], **options)
         part.build((None, None))
-        part.trainable = first.kind is not Kind.SINUSOID
     return part
 
 

@@ -275,9 +275,7 @@ class Trainer:
         if unknown := set(roles) - {row.role for row in listed}:
             known = ", ".join(dict.fromkeys(row.role for row in listed))
             raise InputError(f"freeze: no {', '.join(sorted(unknown))} among the model's roles: {known}")
-        for row, variable in self.model.variable_list():
-            if row.role in roles:
-                variable.trainable = False
+        self.model.freeze([row.name for row in listed if row.role in roles])
 
     def make_optimizer(self) -> keras.optimizers.AdamW:
         """AdamW, with weight decay where the spec says."""
