@@ -506,12 +506,20 @@ def constant(parameter: Parameter) -> float:
     return 1.0 if parameter.kind is Kind.NORM_SCALE else 0.0
 
 
+def padding_row(parameter: Parameter, config: Config) -> int | None:
+    """The row of the padding token, where ``parameter`` has one: 0 in a new model, and never trained."""
+    return config.pad_token_id if parameter.kind is Kind.WORD_EMBEDDING else None
+
+
 def initial_value(parameter: Parameter, config: Config, generator: np.random.Generator) -> np.ndarray:
     """The values of a new parameter, float32, where no framework draws them."""
     if parameter.kind is Kind.SINUSOID:
         return sinusoidal_positions(*parameter.shape)
     spread = standard_deviation(parameter, config)
-    return generator.normal(constant(parameter), spread, parameter.shape).astype(np.float32)
+    value = generator.normal(constant(parameter), spread, parameter.shape).astype(np.float32)
+    if (row := padding_row(parameter, config)) is not None:
+        value[row] = 0
+    return value
 
 
 def is_decayed(parameter: Parameter) -> bool:

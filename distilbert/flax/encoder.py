@@ -73,7 +73,7 @@ class Embeddings(FromSpec):
         """Ids (B, L), or word vectors (B, L, D) in their place, to vectors (B, L, D)."""
         words_BLD = self.part("words")(input_ids) if inputs_embeds is None else inputs_embeds
         if input_ids is not None and self.pad_token_id is not None:
-            # Padding's own vector is never trained, as in PyTorch (its padding_idx).
+            # See spec.padding_row; PyTorch calls it padding_idx.
             is_padding = (input_ids == self.pad_token_id)[:, :, None]
             words_BLD = jnp.where(is_padding, jax.lax.stop_gradient(words_BLD), words_BLD)
         words_BLD = words_BLD.astype(self.dtype)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from distilbert.core.config import Config
-from distilbert.core.spec import FLAX, Kind, Parameter, constant, sinusoidal_positions, standard_deviation
+from distilbert.core.spec import FLAX, Kind, Parameter, constant, padding_row, sinusoidal_positions, standard_deviation
 
 Array = jax.Array
 
@@ -142,9 +142,8 @@ def initializer(parameter: Parameter, config: Config) -> Callable[[Array, tuple[
             if spread
             else jnp.full(shape, constant(parameter), dtype)
         )
-        if parameter.kind is Kind.WORD_EMBEDDING and config.pad_token_id is not None:
-            new = new.at[config.pad_token_id].set(0)
-        return new
+        row = padding_row(parameter, config)
+        return new if row is None else new.at[row].set(0)
 
     return values
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from distilbert.core.config import Config
 from distilbert.core.errors import InputError
-from distilbert.core.spec import Kind, Parameter, constant, sinusoidal_positions, standard_deviation
+from distilbert.core.spec import Kind, Parameter, constant, padding_row, sinusoidal_positions, standard_deviation
 
 # What PyTorch's own modules call the two dimensions of their weight.
 SIZES = {nn.Linear: ("out_features", "in_features"), nn.Embedding: ("num_embeddings", "embedding_dim")}
@@ -80,8 +80,8 @@ def make_part(rows: tuple[Parameter, ...], config: Config) -> nn.Module:
     elif kind is Kind.NORM_SCALE:
         part = nn.LayerNorm(shape, eps=config.layer_norm_eps)
     else:
-        padding = config.pad_token_id if kind is Kind.WORD_EMBEDDING else None
-        part = nn.Embedding.from_pretrained(torch.empty(shape), freeze=False, padding_idx=padding)
+        padding_idx = padding_row(rows[0], config)
+        part = nn.Embedding.from_pretrained(torch.empty(shape), freeze=False, padding_idx=padding_idx)
     for row in rows:
         value = part.get_parameter(row.name.rpartition(".")[2])
         value.requires_grad = row.kind is not Kind.SINUSOID
@@ -100,8 +100,8 @@ def initialize(value: torch.Tensor, parameter: Parameter, config: Config) -> Non
         value.normal_(constant(parameter), spread)
     else:
         value.fill_(constant(parameter))
-    if parameter.kind is Kind.WORD_EMBEDDING and config.pad_token_id is not None:
-        value[config.pad_token_id] = 0
+    if (row := padding_row(parameter, config)) is not None:
+        value[row] = 0
 
 
 def replace_value(root: nn.Module, name: str, value: torch.Tensor) -> None:

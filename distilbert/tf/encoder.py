@@ -66,7 +66,7 @@ class Embeddings(FromSpec):
         """Ids (B, L), or word vectors (B, L, D) in their place, to vectors (B, L, D)."""
         words_BLD = self.part("words")(input_ids) if inputs_embeds is None else inputs_embeds
         if training is not False and inputs_embeds is None and self.pad_token_id is not None:
-            # Padding's own vector is never trained, as in PyTorch (its padding_idx).
+            # See spec.padding_row; PyTorch calls it padding_idx.
             is_padding = ops.equal(input_ids, self.pad_token_id)[:, :, None]
             words_BLD = ops.where(is_padding, ops.stop_gradient(words_BLD), words_BLD)
         words_BLD = ops.cast(words_BLD, self.compute_dtype)

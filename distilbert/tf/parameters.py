@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from distilbert.core.config import Config
-from distilbert.core.spec import KERAS, Kind, Parameter, constant, sinusoidal_positions, standard_deviation
+from distilbert.core.spec import KERAS, Kind, Parameter, constant, padding_row, sinusoidal_positions, standard_deviation
 
 Tensor = Any
 
@@ -136,9 +136,9 @@ def initializer(parameter: Parameter, config: Config) -> Callable[..., Any]:
     if parameter.kind is Kind.SINUSOID:
         return lambda shape, dtype: ops.convert_to_tensor(sinusoidal_positions(*shape), dtype)
     normal = keras.initializers.RandomNormal(constant(parameter), standard_deviation(parameter, config))
-    if parameter.kind is Kind.WORD_EMBEDDING and config.pad_token_id is not None:
+    if (row := padding_row(parameter, config)) is not None:
         keep = np.ones((parameter.shape[0], 1), bool)
-        keep[config.pad_token_id] = False
+        keep[row] = False
         return lambda shape, dtype: ops.where(keep, normal(shape, dtype), ops.zeros((), dtype))
     return normal
 
