@@ -333,3 +333,10 @@ def test_losses_are_computed_in_float32(labels, backend):
     else:
         wanted = (np.log1p(np.exp(logits)) - labels * logits).mean()
     assert_close(BACKENDS[backend].array(output.loss), wanted, 5e-4)  # rounded to bfloat16: up to 4e-3
+
+
+def test_batches_of_nothing(backend):
+    model = model_class(backend, "seqcls")(DistilBertConfig(**TINY))
+    assert answer(backend, model, input_ids=np.zeros((0, 4), int))["logits"].shape == (0, 2)
+    with pytest.raises(InputError, match="expected at least one token in a row"):
+        model(BACKENDS[backend].tensor(np.zeros((2, 0), int)))

@@ -262,3 +262,14 @@ def test_bert_is_told_its_segments(backend, tmp_path):
     np.testing.assert_allclose([scores[f"LABEL_{n}"] for n in range(3)], logits.softmax(-1)[0], rtol=0, atol=1e-5)
     embed = pipeline("feature-extraction", tmp_path, backend=backend, device="cpu")
     assert embed(["a film"])[0].shape == (4, 32)
+
+
+def test_what_came_before_a_failure_is_answered(ask):
+    def items():
+        yield from ("a film", "a mess", "a plot")
+        raise OSError("the disk is gone")
+
+    answers = ask("text-classification")(items())
+    assert [next(answers)["label"] for _ in range(3)]
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(answers)

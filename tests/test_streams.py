@@ -65,7 +65,7 @@ def test_several_frames_are_one_text(tmp_path):
 
 
 def test_rows_and_objects_are_given_whole(tmp_path):
-    (tmp_path / "in.csv").write_text('question,context\nwho?,"one\nor two"\n')
+    (tmp_path / "in.csv").write_text('\n\nquestion,context\nwho?,"one\nor two"\n')
     assert read(tmp_path / "in.csv") == [{"question": "who?", "context": "one\nor two"}]
     (tmp_path / "in.jsonl").write_text(lines_of(["a", {"text": "b"}, ["c", "d"]]))
     assert read(tmp_path / "in.jsonl") == ["a", {"text": "b"}, ["c", "d"]]

@@ -52,6 +52,8 @@ def check_shapes(
         if len(input_ids) != 2:
             raise InputError(f"input_ids has shape {input_ids}, expected (batch, length)")
         batch = input_ids
+    if batch[1] == 0:
+        raise InputError(f"the input has shape {batch}, expected at least one token in a row")
     if (batch[1] or 0) > config.max_position_embeddings and position_ids is None:
         raise InputError(too_long_message(batch[1], config.max_position_embeddings))
     if attention_mask is not None and not _may_equal(attention_mask, batch):

@@ -274,7 +274,7 @@ def _read_table(windows: Iterable[list[str]], name: str, kind: str, layout: Layo
         for row in reader:
             place = f"{name}:{begun}"
             begun = reader.line_num + 1
-            if has_header and names is None:
+            if has_header and names is None and row:
                 names = row
                 if repeated := [cell for cell in names if names.count(cell) > 1]:
                     raise InputError(f"{place}: two columns are called {repeated[0]!r}; take one by its number")

@@ -60,8 +60,9 @@ def pipeline(
 
     Args:
         task: one of ``TASKS``, or ``"ner"`` or ``"sentiment-analysis"``; or a class of one's own.
-        model: a folder, or a Hub id; or a model of any of the frameworks, which stays where and as it is. By default,
-            for text classification, a small one that comes with the library and tells praise from blame.
+        model: a folder, or a Hub id; or a model of any of the frameworks, which stays where it is, one of PyTorch's in
+            evaluation mode. By default, for text classification, a small one that comes with the library and tells
+            praise from blame.
         tokenizer: the model's, or where it is; by default where the model is.
         backend: ``"pt"``, ``"tf"`` or ``"flax"``; ``"auto"`` takes the first that is installed.
         dtype: ``"float32"`` (the default), ``"bfloat16"``, ``"float16"``; on PyTorch and CPUs ``"int8"``; or

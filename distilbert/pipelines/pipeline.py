@@ -108,7 +108,15 @@ class Pipeline:
 
         def windows() -> Iterator[list[Any]]:
             size = first or most
-            while window := list(islice(iterator, size)):
+            while True:
+                window: list[Any] = []
+                try:
+                    window.extend(islice(iterator, size))
+                except Exception:  # what came before it is answered first
+                    yield window
+                    raise
+                if not window:
+                    return
                 yield window
                 size = min(2 * size, most)
 

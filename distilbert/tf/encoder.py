@@ -352,6 +352,8 @@ def check_values(name: str, values: Tensor, limit: int, ignored: int | None = No
     inputs.check_integers(name, keras.backend.standardize_dtype(values.dtype))
     # Smaller types cannot hold -100, or ``limit``.
     values = ops.cast(values, keras.backend.result_type(values.dtype, "int32"))
+    if 0 in tuple(values.shape):
+        return values
     judged = values if ignored is None else ops.where(ops.equal(values, ignored), 0, values)
     try:
         low, high = int(ops.min(judged)), int(ops.max(judged))
