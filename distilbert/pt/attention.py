@@ -170,8 +170,10 @@ def packed_attention(
         return kernel(query_SHK, key_THK, value_THK, *both)
     contexts = []
     query_begin = begin = 0
-    for count, length in sequences.runs:
+    for number, (count, length) in enumerate(sequences.runs, 1):
         asking = count if first_token_only else count * length
+        if count == 1 and number == len(sequences.runs):  # copies of its last token may ask with it
+            asking = len(query_SHK) - query_begin
         query_NHQK = query_SHK[query_begin : query_begin + asking].unflatten(0, (count, -1)).transpose(1, 2)
         key_NHLK, value_NHLK = (
             whole[begin : begin + count * length].unflatten(0, (count, length)).transpose(1, 2)

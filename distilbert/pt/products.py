@@ -45,7 +45,6 @@ IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
 }
 ROWS = 1024  # for which oneDNN chooses a layout: a pipeline's batch on a CPU
 MKL_ROWS = 256  # for which MKL does: of its two layouts the one that is as fast as any, from 2 rows to 1,536
-SAMPLED = 32  # bytes: half of what a cache fetches at a time
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 Quantized = TypeVar("Quantized", bound=nn.Module)
@@ -124,7 +123,8 @@ class LaidOutLayer:
         self.modules = list(map(ref, modules))
         self.kinds = [type(module) for module in modules]
         self.is_by_onednn = dtype != torch.float32 or Int8Linear in self.kinds  # see fill_up
-        self.state = state_of(tensors)
+        self.state, self.sampled = state_of(tensors), sampled_places(tensors)
+        self.samples = read(self.sampled)
         self.products: dict[tuple[str, ...], Product] = {}
 
     def is_of(self, layer: Any, modules: Sequence[nn.Module], dtype: torch.dtype) -> bool:
@@ -133,7 +133,8 @@ class LaidOutLayer:
             self.settings == settings_of(layer, dtype)
             and are_those(modules, self.modules)
             and self.kinds == [type(module) for module in modules]
-            and self.state == state_of(tensors_of(modules))
+            and self.state == state_of(tensors_of(modules))  # so the memory is still there
+            and self.samples == read(self.sampled)
         )
 
     def __call__(
@@ -145,7 +146,8 @@ class LaidOutLayer:
         """
         if first_token_only:
             asking_BQD = first_tokens(hidden_BLD, visible)
-            asking_BQD = fill_up(asking_BQD) if self.is_by_onednn else asking_BQD
+            if self.is_by_onednn and isinstance(visible, Sequences):
+                asking_BQD = fill_up(asking_BQD)
             (query_BQHK,) = self.project(layer, ("query",), asking_BQD)
             key_BLHK, value_BLHK = self.project(layer, ("key", "value"), hidden_BLD)
         else:
@@ -180,10 +182,12 @@ def run_laid_out(
     done = []
     for part_BLD, seen in by_pieces(hidden_BLD, visible):
         shape, rows = part_BLD.shape[:-1], 0
-        if layouts[0].is_by_onednn and not isinstance(seen, Tensor):
-            seen = seen or Sequences.of_rectangle(shape, part_BLD.device)
-            rows = len(seen.first_tokens) if first_token_only else shape.numel()
-            part_BLD = fill_up(part_BLD.flatten(0, -2))
+        if layouts[0].is_by_onednn:
+            if seen is None and any(map(missing_rows, (shape.numel(), shape[0]))):
+                seen = Sequences.of_rectangle(shape, part_BLD.device)
+            if isinstance(seen, Sequences):
+                rows = len(seen.first_tokens) if first_token_only else shape.numel()
+                part_BLD = fill_up(part_BLD.flatten(0, -2))
         for layer, laid_out in zip(stack, layouts, strict=True):
             part_BLD = laid_out(layer, part_BLD, seen, first_token_only and layer is stack[-1])
         if rows:
@@ -212,8 +216,13 @@ def fill_up(value_TD: Tensor) -> Tensor:
     thousand of them, half a MiB each. Copies go through a layer as what they are copies of, which leaves the range
     that int8 has to cover as it is.
     """
-    missing = -len(value_TD) % (8 if len(value_TD) <= 256 else 32) if len(value_TD) > 1 else 0
+    missing = missing_rows(len(value_TD))
     return torch.cat((value_TD, value_TD[-1:].expand(missing, -1))) if missing else value_TD
+
+
+def missing_rows(count: int) -> int:
+    """How many to the next round number: 16 of them from each power of two to the next, from 512 on multiples of 32."""
+    return -count % min(32, 1 << max(0, count.bit_length() - 5))
 
 
 def settings_of(layer: Any, dtype: torch.dtype) -> tuple[Any, ...]:
@@ -318,24 +327,23 @@ def tensors_of(modules: Iterable[nn.Module]) -> list[Tensor]:
     return [value for values in linear for value in values.values() if value is not None]
 
 
-def state_of(tensors: Iterable[Tensor]) -> list[int | bytes]:
-    """What changes when values do: which tensors they are, where, how often they were written to, and two samples.
+def state_of(tensors: Iterable[Tensor]) -> list[int]:
+    """What changes when values do: which tensors they are, where, and how often they were written to.
 
     Not the tensors themselves: PyTorch swaps only those (``swap_tensors``) that nothing knows, not even weakly.
     """
-    return [
-        fact
-        for value in tensors
-        for fact in (id(value), value.data_ptr(), value._version, sample(value, 0), sample(value, value.numel() // 2))
-    ]
+    return [fact for value in tensors for fact in (id(value), value.data_ptr(), value._version)]
 
 
-def sample(value: Tensor, place: int) -> bytes:
-    """Up to ``SAMPLED`` bytes of ``value`` from a place on."""
-    if not (value.is_cpu and value.is_contiguous()):
-        return b""
-    start = place * value.element_size()
-    return ctypes.string_at(value.data_ptr() + start, min(SAMPLED, value.nbytes - start))
+def sampled_places(tensors: Iterable[Tensor]) -> list[int]:
+    """Addresses of 8 bytes in each tensor's first values and in those in its middle."""
+    kept = [value for value in tensors if value.is_cpu and value.is_contiguous() and value.nbytes >= 16]
+    return [value.data_ptr() + start for value in kept for start in (0, value.nbytes // 16 * 8)]
+
+
+def read(addresses: Iterable[int], at: Callable[[int], ctypes.c_uint64] = ctypes.c_uint64.from_address) -> list[int]:
+    """The 8 bytes at each address."""
+    return [at(address).value for address in addresses]
 
 
 def are_those(objects: Sequence[object], known: Sequence[ref[Any]]) -> bool:
