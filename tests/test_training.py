@@ -158,6 +158,7 @@ def test_the_learning_rate_rises_falls_and_never_is_zero():
         ({"max_tokens": 64}, "either batch_size or max_tokens"),
         ({"dtype": "float16"}, "dtype is 'float16', expected float32 or bfloat16"),
         ({"warmup": 1.0}, "warmup is 1.0, expected below 1"),
+        ({"epochs": 0}, "epochs is 0, expected more"),
     ],
 )
 def test_settings_out_of_range(fields, message):
@@ -424,7 +425,64 @@ def test_another_run_in_the_folder(tiny, files, tmp_path):
         finetune(arguments[0], arguments[0], *arguments[2:], settings=Settings(**QUICK), backend="pt", device="cpu")
 
 
+def test_another_content_of_the_data(tiny, files, tmp_path):
+    data = shutil.copy(files["text-classification"], tmp_path / "data.tsv")
+    arguments = (tiny("sequence-classification"), tmp_path / "out", "text-classification", data)
+    options = {"settings": Settings(**{**QUICK, "save_every": 2}), "backend": "pt", "device": "cpu"}
+    with pytest.raises(CrashError):
+        finetune(*arguments, **options, progress=crash_at(3))
+    data.write_text("".join(reversed(data.read_text().splitlines(keepends=True))))
+    with pytest.raises(CheckpointError, match=r"began with another content of .*data\.tsv; choose another folder"):
+        finetune(*arguments, **options)
+
+
+def test_a_run_that_never_began_holds_nothing(tiny, files, tmp_path):
+    def begin(task="text-classification", **options):
+        return finetune(
+            *(tiny("sequence-classification"), tmp_path / "out", task, files[task]),
+            **{"settings": Settings(**QUICK), "backend": "pt", "device": "cpu", **options},
+        )
+
+    (tmp_path / "empty.tsv").write_text("")
+    with pytest.raises(InputError, match="holds no examples"):
+        begin(dev=tmp_path / "empty.tsv")
+    with pytest.raises(CrashError):
+        begin(progress=crash_at(1))
+    assert begin(settings=Settings(**QUICK, seed=1)).step == 4
+
+
 # Data, labels and teachers
+
+
+@pytest.mark.parametrize(
+    ("task", "content", "message"),
+    [
+        ("text-classification", "a film\tgood\nthe plot\t\n", r"data:2: has no label"),
+        ("text-classification", "a film\tgood\nthe plot\tgood\n", r"data: all labels are 'good', expected two classes"),
+        ("text-classification", "".join(f"good\ttext {n}\n" for n in range(30)), "30 different labels for 30 texts"),
+        ("token-classification", "a film is\tgood\n", "data: most words are several, such as 'a film is'"),
+        ("ner", "", "data: holds no examples"),
+    ],
+)
+def test_data_that_makes_no_sense(task, content, message, tiny, tmp_path):
+    (tmp_path / "data").write_text(content)
+    with pytest.raises(InputError, match=message):
+        finetune(tiny("masked-lm"), tmp_path / "out", task, tmp_path / "data", settings=Settings(**QUICK), backend="pt")
+
+
+def test_a_corpus_of_nothing(tiny, tmp_path):
+    (tmp_path / "empty.txt").write_text("a\n")
+    model = tiny("masked-lm")
+    prepare_corpus([tmp_path / "empty.txt"], tmp_path / "corpus", distilbert.DistilBertTokenizer.from_pretrained(model))
+    with pytest.raises(InputError, match="corpus: holds no sequences"):
+        distill(model, tmp_path / "out", tmp_path / "corpus", settings=Settings(**QUICK), backend="pt")
+
+
+def test_labels_that_replace_those_of_a_trained_head_are_told(tiny, tmp_path, caplog):
+    (tmp_path / "data.tsv").write_text("a film\tLABEL_1\nthe plot\tLABEL_0\na mess\tLABLE_0\n" * 4)
+    arguments = (tiny("sequence-classification"), tmp_path / "out", "text-classification", tmp_path / "data.tsv")
+    finetune(*arguments, settings=Settings(**QUICK), backend="pt")
+    assert "its labels are LABEL_0, LABEL_1, LABLE_0, and those that" in caplog.text
 
 
 def test_labels_of_a_new_head_are_those_of_the_file(tiny, tmp_path):

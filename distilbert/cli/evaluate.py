@@ -26,9 +26,10 @@ from distilbert.cli.terminal import (
     show_progress,
 )
 from distilbert.evaluation.tasks import EVALUATIONS
+from distilbert.pipelines import ALIASES
 
 # What can be evaluated, and what each has many of.
-Task = StrEnum("Task", list(EVALUATIONS))  # type: ignore[misc]
+Task = StrEnum("Task", [*EVALUATIONS, *ALIASES])  # type: ignore[misc]
 EXAMPLES = {
     "text-classification": "texts",
     "token-classification": "sentences",

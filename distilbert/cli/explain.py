@@ -12,9 +12,10 @@ from distilbert.cli.terminal import Backend, exit_statuses, printable, repaired
 from distilbert.core.errors import InputError
 from distilbert.explanation import TASKS
 from distilbert.explanation import explain as explained
+from distilbert.pipelines import ALIASES
 
 # What can be explained.
-Task = StrEnum("Task", list(TASKS))  # type: ignore[misc]
+Task = StrEnum("Task", [*TASKS, *ALIASES])  # type: ignore[misc]
 
 EXPLAIN_EPILOG = """
 [bold]Examples[/bold]

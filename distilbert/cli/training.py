@@ -21,6 +21,7 @@ from distilbert import training
 from distilbert.cli.terminal import Backend, exit_statuses
 from distilbert.core.errors import ConfigError
 from distilbert.distillation.recipe import Recipe, TaskRecipe
+from distilbert.pipelines import ALIASES
 from distilbert.training.examples import LABELLED
 from distilbert.training.log import CURVES_FILE, METRICS_FILE
 from distilbert.training.run import FOLDER, Position, Progress
@@ -56,7 +57,7 @@ torchrun --nproc-per-node 8 -m distilbert distill student OUT --config run.yaml 
 [bold]After a crash[/bold] or an interruption the same command goes on from the last state in OUT.
 """
 
-Task = StrEnum("Task", [*LABELLED, "fill-mask"])  # type: ignore[misc]
+Task = StrEnum("Task", [*LABELLED, "fill-mask", *ALIASES])  # type: ignore[misc]
 MODEL = typer.Argument(metavar="MODEL", help="What to begin with: a folder with a saved model, or a Hub id.")
 STUDENT = typer.Argument(metavar="STUDENT", help="What to begin with, such as init-student makes.")
 OUT = typer.Argument(metavar="OUT", help="The folder to write: the best model, and in training the log.")

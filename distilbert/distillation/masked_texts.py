@@ -55,8 +55,10 @@ class MaskedTexts:
         """Those of a corpus.
 
         Raises:
-            InputError: it was made with another tokenizer.
+            InputError: it was made with another tokenizer, or holds nothing.
         """
+        if not len(corpus):
+            raise InputError(f"{corpus.path}: holds no sequences; prepare it anew, of longer texts")
         if corpus.configuration["tokenizer"] != fingerprint(tokenizer):
             raise InputError(f"{corpus.path}: was made with another tokenizer than the student's; prepare it anew")
         special = corpus.configuration["special_tokens"]

@@ -13,7 +13,7 @@ from distilbert.core.backends import choose_backend, require_backend
 from distilbert.core.config import Config, read_config
 from distilbert.core.errors import InputError
 from distilbert.evaluation.tasks import EVALUATIONS, Task
-from distilbert.pipelines import pipeline
+from distilbert.pipelines import ALIASES, pipeline
 from distilbert.pipelines.pipeline import Pipeline
 
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
@@ -64,7 +64,7 @@ def evaluate(
     The file is read whole and checked before a framework is loaded.
 
     Args:
-        task: one of ``tasks.EVALUATIONS``.
+        task: one of ``tasks.EVALUATIONS``, or of ``pipelines.ALIASES``.
         model: a folder, a Hub id, or a pipeline, of which the model serves.
         data: the file, or ``-`` for standard input; ``data`` says what is read, ``tasks`` what is made of it.
         backend: as for ``distilbert.pipeline``, like the next three.
@@ -80,6 +80,7 @@ def evaluate(
         MissingBackendError: a framework, or a library for the metrics, is not installed.
         OSError: the file cannot be opened.
     """
+    task = ALIASES.get(task, task)
     evaluation = _choose(task, options)
     for library in evaluation.libraries:
         require_backend(library, "evaluate")

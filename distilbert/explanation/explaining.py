@@ -23,6 +23,7 @@ from distilbert.core.files import replace_file
 from distilbert.core.spec import family_of, parameters
 from distilbert.core.tokenizer import DistilBertTokenizer
 from distilbert.explanation.attribution import integrated_gradients
+from distilbert.pipelines import ALIASES
 from distilbert.pipelines.question_answering import QuestionAnsweringPipeline
 from distilbert.pipelines.text_classification import FUNCTIONS, default_function
 from distilbert.pipelines.token_classification import TokenClassificationPipeline
@@ -127,7 +128,7 @@ def explain(
     Args:
         model: a folder, or a Hub id.
         text: what to read; for question answering, where to find the answer.
-        task: one of ``TASKS``, by default what the checkpoint's head is for.
+        task: one of ``TASKS``, or of ``pipelines.ALIASES``; by default what the checkpoint's head is for.
         question: for question answering.
         backend: ``"pt"``, ``"tf"``, ``"flax"``, or ``"auto"``: the first that is installed.
         steps: how many gradients to take for each answer; by default so many, up to 256, that contributions add up
@@ -142,7 +143,7 @@ def explain(
     if steps is not None and not 1 <= steps <= MOST_STEPS:
         raise InputError(f"steps is {steps}, expected 1 to {MOST_STEPS}")
     package = choose_backend(backend)
-    task = task or _detect_task(model)
+    task = ALIASES.get(task, task) if task else _detect_task(model)
     if task not in TASKS:
         raise InputError(f"task is {task!r}, expected one of {', '.join(TASKS)}")
     if (question is None) == (task == "question-answering"):

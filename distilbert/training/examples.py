@@ -25,6 +25,7 @@ from distilbert.pipelines import TASKS, Pipeline
 from distilbert.pipelines.batching import Arrays, run_by_length
 from distilbert.pipelines.pipeline import Sample
 
+FEW = 20  # texts of which each may have a label of its own
 TOGETHER = 16384  # examples to encode at a time: a tokenizer's encodings take a hundred times the memory of the ids
 UNLIKELY = -1e4  # fills up a teacher's logits of places: none of its probability is there
 
@@ -99,18 +100,30 @@ class TextClassification:
 
     def labels(self, file: str, options: dict[str, Any]) -> dict[str, Any]:
         """The config fields that the labels of a file ask for: numbers count up to the largest, names are sorted."""
-        labels = [read.label for read in data.read_texts(file, **options)]
+        labels = []
+        for read in data.read_texts(file, **options):
+            if read.label is None or not str(read.label).strip():
+                raise InputError(f"{read.where}: has no label")
+            labels.append(read.label)
         if any(isinstance(label, list) for label in labels):
             raise InputError(
                 f"{file}: has several labels for a text; begin with a classifier whose config names them and has the "
                 'problem_type "multi_label_classification"'
             )
         found = [str(label).strip() for label in labels]
-        if all(re.fullmatch(r"\d{1,4}", label) for label in found):
-            return {"num_labels": max(map(int, found), default=0) + 1}
-        if all(re.fullmatch(r"[-+]?\d*\.?\d+(e[-+]?\d+)?", label) for label in found):
+        different = set(found)
+        if all(re.fullmatch(r"\d{1,4}", label) for label in different):
+            return {"num_labels": max(map(int, different), default=0) + 1}
+        if all(re.fullmatch(r"[-+]?\d*\.?\d+(e[-+]?\d+)?", label) for label in different):
             return {"num_labels": 1, "problem_type": "regression"}
-        return named(sorted(set(found)))
+        if len(different) == 1:
+            raise InputError(f"{file}: all labels are {found[0][:40]!r}, expected two classes at least")
+        if len(found) > FEW and len(different) > len(found) / 2:
+            raise InputError(
+                f"{file}: has {len(different)} different labels for {len(found)} texts, one of them {found[0][:40]!r}: "
+                "name the field of the labels with --label-field"
+            )
+        return named(sorted(different))
 
     def read(self, file: str, config: Config, options: dict[str, Any]) -> list[Example]:
         """See ``evaluation.tasks``."""
@@ -137,7 +150,13 @@ class TokenClassification:
 
     def labels(self, file: str, options: dict[str, Any]) -> dict[str, Any]:
         """All that occur, sorted, but ``O`` first."""
-        found = {label for sentence in data.read_sentences(file) for label in sentence.labels}
+        sentences = list(data.read_sentences(file))
+        found = {label for sentence in sentences for label in sentence.labels}
+        if not found:
+            raise InputError(f"{file}: holds no examples")
+        words = [word for sentence in sentences for word in sentence.words]
+        if sum(" " in word for word in words) > len(words) / 2:
+            raise InputError(f"{file}: most words are several, such as {words[0][:40]!r}, expected one on each line")
         return named(sorted(found, key=lambda label: (label != OUTSIDE, label)))
 
     def read(self, file: str, config: Config, options: dict[str, Any]) -> list[Example]:

@@ -27,6 +27,7 @@ POSITION_FILE = "position.json"
 STATE_PREFIX = "state-"
 UNFINISHED = ".unfinished"
 SHOWN_INDICES = 8
+CONTENTS = "contents."  # begins the names of hashes of files, in the identity of a run
 
 
 class Trainer(Protocol):
@@ -292,7 +293,14 @@ def begin(model_folder: Path, identity: Mapping[str, Any], overwrite: bool) -> b
         complete = stored["complete"]
     except (ValueError, KeyError, TypeError):
         raise CheckpointError(f"{path}: is damaged; choose another folder, or overwrite it") from None
+    if not complete and not any(path.parent.glob(f"{STATE_PREFIX}*")) and not (model_folder / "config.json").exists():
+        return False  # it ended before there was anything to go on with
     for name, value in _flat(json.loads(json.dumps(identity))).items():
+        if name.startswith(CONTENTS) and _flat(stored).get(name) != value:
+            raise CheckpointError(
+                f"{model_folder}: holds a run that began with another content of {name.removeprefix(CONTENTS)}; choose "
+                "another folder, or overwrite it"
+            )
         if _flat(stored).get(name) != value:
             raise CheckpointError(
                 f"{model_folder}: holds a run with {name} {_flat(stored).get(name)!r}, not {value!r}; choose another "

@@ -73,6 +73,8 @@ class Settings:
         for name in (*least_one, "save_every", "log_every", "model_parallel"):
             if getattr(self, name) == 0:
                 raise ConfigError(f"{name} is 0, expected at least 1")
+        if self.epochs == 0 and self.max_steps is None:
+            raise ConfigError("epochs is 0, expected more")
         if (self.batch_size is None) == (self.max_tokens is None):
             raise ConfigError("expected either batch_size or max_tokens")
         for name in ("warmup", "beta1", "beta2"):

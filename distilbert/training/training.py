@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -22,8 +25,8 @@ from distilbert.distillation.masking import IGNORED
 from distilbert.distillation.recipe import Recipe, TaskRecipe
 from distilbert.evaluation import data as files
 from distilbert.evaluation import evaluate
-from distilbert.evaluation.tasks import Example
-from distilbert.pipelines import TASKS
+from distilbert.evaluation.tasks import EVALUATIONS, Example
+from distilbert.pipelines import ALIASES, TASKS
 from distilbert.training.examples import LABELLED, Labelled, make_examples, make_pipeline
 from distilbert.training.run import Evaluation, Position, Progress, Run, Trainer, begin
 from distilbert.training.settings import Settings
@@ -38,6 +41,10 @@ DECISIVE = {
 HELD_OUT = Settings(batch_size=None, max_tokens=8192, epochs=1, seed=0)  # how held-out text is read
 
 Show = Callable[[Progress], None]
+
+logger = logging.getLogger("distilbert")
+
+SHOWN = 10  # labels in a warning
 
 
 def finetune(
@@ -62,7 +69,8 @@ def finetune(
     The teacher is asked once, before. It may have another vocabulary where a whole text has one answer.
 
     Args:
-        model: what to begin with: a folder, or a Hub id. A head that it lacks, or has for other labels, is new.
+        model: what to begin with: a folder, or a Hub id. A head that it lacks, or has for another number of labels, is
+            new; one for as many others begins with its values, and a warning says so.
         folder: where to. After a crash the same call goes on there.
         task: one of ``examples.LABELLED``; or ``"fill-mask"``, of lines of text without labels.
         data: the file to train on, as ``evaluate`` reads it; for multiple choice lines of JSON with ``prompt``,
@@ -88,6 +96,7 @@ def finetune(
         MissingBackendError: the framework, or a library for logs and metrics, is not installed.
     """
     settings, recipe = settings or Settings(), recipe or TaskRecipe()
+    task = ALIASES.get(task, task)
     if task not in (*LABELLED, "fill-mask"):
         raise InputError(f"task is {task!r}, expected one of {', '.join((*LABELLED, 'fill-mask'))}")
     if unlabelled and (teacher is None or task != "text-classification"):
@@ -104,6 +113,7 @@ def finetune(
         "recipe": asdict(recipe),
         "options": options,
         **files_read,
+        "contents": {file: _content(file) for file in map(str, (data, *([dev] if dev else []), *unlabelled))},
     }
     _check(folder, settings, identity, overwrite)
     tokenizer = DistilBertTokenizer.from_pretrained(model)
@@ -124,13 +134,18 @@ def finetune(
     if unlabelled and (asked.config.num_labels == 1 or asked.config.problem_type == "multi_label_classification"):
         raise InputError("unlabelled texts are for one of several classes, not for numbers or several labels at a time")
     for file in unlabelled:
-        examples += [Example({"text": line}, IGNORED) for _, line in files.read_lines(str(file)) if line.strip()]
+        texts = [line for _, line in files.read_lines(str(file)) if line.strip()]
+        if not texts:
+            raise InputError(f"{file}: holds no text")
+        examples += [Example({"text": text}, IGNORED) for text in texts]
+    if dev and not _held_out(kind, str(dev), asked.config, options):  # found out before hours of training
+        raise InputError(f"{dev}: holds no examples")
     source = make_examples(kind, examples, asked, _teacher(kind, teacher, tokenizer, backend, device))
 
     def measure() -> Evaluation:
         asked = make_pipeline(kind, trainer.inference(), tokenizer)
         if task == "multiple-choice":  # which ``evaluate`` has not
-            return _measure_choices(asked, kind.read(str(dev), asked.config, options))
+            return _measure_choices(asked, _held_out(kind, str(dev), asked.config, options))
         metrics = evaluate(task, asked, str(dev), **options).metrics
         return Evaluation(metrics, next(name for name in DECISIVE[task] if name in metrics), is_loss=False)
 
@@ -302,7 +317,16 @@ def _labels(
             fits = not names
         else:
             fits = found.get("problem_type") != "regression" and found["num_labels"] <= known.num_labels
-        if not is_trained or not fits or names - {name.casefold() for name in known.id2label.values()}:
+        new = names - {name.casefold() for name in known.id2label.values()}
+        if is_trained and (new or not fits):
+            logger.warning(
+                "%s: its labels are %s, and those that %s was trained for %s: what it learnt about these is given up",
+                file,
+                _listed(found["id2label"].values()) if names else "numbers",
+                model,
+                _listed(known.id2label.values()),
+            )
+        if not is_trained or not fits or new:
             return found
     return {
         "num_labels": known.num_labels,
@@ -310,6 +334,26 @@ def _labels(
         "label2id": known.label2id,
         "problem_type": known.problem_type,
     }
+
+
+def _held_out(kind: Labelled, file: str, config: Config, options: dict[str, Any]) -> list[Example]:
+    """What ``evaluate`` will read, which takes more than can be trained on: answers need not stand in their context."""
+    if kind.name in EVALUATIONS:
+        return EVALUATIONS[kind.name](**options).read(file, config)
+    return kind.read(file, config, options)
+
+
+def _content(file: str) -> str:
+    """A hash of a file, empty where it cannot be read; who reads it says why."""
+    with suppress(OSError), Path(file).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return ""
+
+
+def _listed(labels: Iterable[str]) -> str:
+    """Some labels, for people."""
+    several = list(labels)
+    return ", ".join(several[:SHOWN]) + (f" and {len(several) - SHOWN} more" if len(several) > SHOWN else "")
 
 
 def _teacher(
