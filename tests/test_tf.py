@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import UserDict
 
 import backends
 import keras
@@ -540,6 +541,11 @@ for dtype in ("float32", "bfloat16"):
     model = distilbert.TFDistilBertForSequenceClassification.from_pretrained({str(golden_case)!r}, dtype=dtype)
     predicted = model.predict(given, verbose=0)
     assert np.abs(np.asarray(predicted["logits"], "float32") - values["out/logits"]).max() < (1e-5 if dtype == "float32" else 0.2)
+try:
+    model.export("nowhere")
+    raise SystemExit("exported")
+except distilbert.core.errors.InputError as error:
+    assert "expected TensorFlow" in str(error)
 if keras.backend.backend() == "jax":  # compiled: nothing can be raised, but nothing is made up either
     for wrong in (97, -1):
         assert np.isnan(model.predict(np.full((1, 4), wrong), verbose=0)["logits"]).all()
@@ -664,3 +670,26 @@ def test_metrics_leave_labels_out_that_do_not_count():
     counted = (labels != -100).sum()
     share = 1 - len(labels) / counted
     assert abs(model.evaluate(given, wrong, verbose=0, return_dict=True)["accuracy"] - share) < 1e-6
+
+
+@pytest.mark.parametrize("case", ["seqcls", "qa"])
+def test_weights_count_wherever_labels_are(case):
+    given = {name: array for name, array in arrays_of(case, labels=True).items() if not name.startswith("token_type")}
+    model = load(case)
+    names = model.label_names
+    inputs = {name: array for name, array in given.items() if name not in names}
+    labels = {name: given[name] for name in names}
+    apart = labels if len(names) > 1 else labels[names[0]]
+    model.compile(keras.optimizers.SGD(0.0))
+    weights = np.linspace(0, 2, len(given["input_ids"]))
+    options = {"sample_weight": weights, "verbose": 0}
+    wanted = model.evaluate(inputs, apart, **options)
+    assert abs(wanted - model.evaluate(inputs, apart, verbose=0)) > 1e-3
+    lists = {name: array.tolist() for name, array in given.items()}
+    for x in (given, lists, UserDict(lists)):
+        assert abs(model.evaluate(x, **options) - wanted) < 1e-6
+        assert model.fit(x, sample_weight=0 * weights, verbose=0).history["loss"] == [0]
+    tokens = UserDict({name: array.tolist() for name, array in inputs.items()})
+    assert_same(model.predict(tokens, verbose=0), model.predict(inputs, verbose=0))
+    if len(names) == 1:
+        assert abs(model.evaluate(tokens, apart.tolist(), **options) - wanted) < 1e-6

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import keras
+import numpy as np
 from keras import ops
 
 from distilbert.core.config import Config
@@ -19,7 +20,7 @@ from distilbert.core.outputs import ModelOutput
 from distilbert.core.spec import BERT, DISTILBERT
 from distilbert.tf.encoder import Encoder, TFBertModel, TFDistilBertModel, check_values, get_activation
 from distilbert.tf.losses import IGNORED, classification_loss, span_loss, token_loss
-from distilbert.tf.model import PreTrainedModel
+from distilbert.tf.model import PreTrainedModel, as_arrays
 
 Tensor = Any
 Output = ModelOutput | tuple[Tensor, ...]
@@ -68,6 +69,24 @@ class HeadModel(PreTrainedModel):
         """The loss of the head's predictions in ``output``, a scalar in float32."""
         raise NotImplementedError
 
+    def fit(self, x: Any = None, y: Any = None, *arguments: Any, **options: Any) -> keras.callbacks.History:
+        """As ``keras.Model.fit``; ``x`` may also be what a tokenizer gives, and hold the labels, which may be lists."""
+        return super().fit(*self.labels_apart(x, y), *arguments, **options)
+
+    def evaluate(self, x: Any = None, y: Any = None, *arguments: Any, **options: Any) -> Any:
+        """As ``keras.Model.evaluate``, with inputs and labels as for ``fit``."""
+        return super().evaluate(*self.labels_apart(x, y), *arguments, **options)
+
+    def labels_apart(self, x: Any, y: Any) -> tuple[Any, Any]:
+        """Inputs and labels as arrays. Keras drops the weights of labels that are among the inputs."""
+        x = as_arrays(x)
+        if y is None and isinstance(x, dict) and all(name in x for name in self.label_names):
+            y = {name: x.pop(name) for name in self.label_names}
+            y = y if len(y) > 1 else y[self.label_names[0]]
+        elif isinstance(y, list) and y:
+            y = np.asarray(y) if len(self.label_names) == 1 else [np.asarray(each) for each in y]
+        return x, as_arrays(y)
+
     def split_labels(self, x: Any, y: Any) -> dict[str, Tensor]:
         """The labels by name, from ``y`` (one tensor, one a name, or a mapping) or from among the inputs."""
         labels = {name: x[name] for name in self.label_names if isinstance(x, Mapping) and name in x}
@@ -92,6 +111,8 @@ class HeadModel(PreTrainedModel):
         if self.loss is not None:
             labels, predictions = self.for_keras(labels, y_pred)
             return super().compute_loss(x, labels, predictions, sample_weight, training)
+        if keras.tree.is_nested(sample_weight):  # Keras gives each of several labels the weight of its text
+            sample_weight = keras.tree.flatten(sample_weight)[0]
         loss = self.own_loss(y_pred, sample_weight, **labels)
         for added in self.losses:
             loss += ops.sum(ops.cast(added, loss.dtype))

@@ -277,15 +277,27 @@ class PreTrainedModel(FromSpec, keras.Model):
                 layer.trainable = False
 
     def export(self, filepath: str | Path, format: str = "tf_saved_model", **options: Any) -> None:
-        """As ``keras.Model.export``.
+        """As ``keras.Model.export``, for Keras on TensorFlow.
 
         The default signature takes ``input_ids``, ``attention_mask`` and of BERT ``token_type_ids``, int32 (B, L).
+
+        Raises:
+            InputError: Keras runs on another framework.
         """
+        if keras.backend.backend() != "tensorflow":
+            raise InputError(
+                f"export: Keras runs on {keras.backend.backend()}, expected TensorFlow; save the model, and export it "
+                "in a process with KERAS_BACKEND=tensorflow"
+            )
         shape = (None,) * self.input_rank
         names = ("input_ids", "attention_mask", *(["token_type_ids"] if self.family.has_segments else []))
         signature = {name: keras.InputSpec("int32", shape, name=name) for name in names}
         options.setdefault("input_signature", [signature])
         super().export(str(filepath), format=format, **options)
+
+    def predict(self, x: Any, *arguments: Any, **options: Any) -> Any:
+        """As ``keras.Model.predict``; ``x`` may also be what a tokenizer gives."""
+        return super().predict(as_arrays(x), *arguments, **options)
 
     def predict_step(self, *arguments: Any) -> Any:
         """One batch of ``predict``. A loss, which labels among the inputs cause, is no prediction."""
@@ -310,6 +322,13 @@ class PreTrainedModel(FromSpec, keras.Model):
     def word_table(self) -> keras.Variable:
         """The values of the word embeddings, (V, D)."""
         return self.get_input_embeddings().embeddings
+
+
+def as_arrays(inputs: Any) -> Any:
+    """Inputs as Keras takes them: a plain mapping, and arrays in the place of lists."""
+    if not isinstance(inputs, Mapping):
+        return inputs
+    return {name: np.asarray(value) if isinstance(value, list) else value for name, value in inputs.items()}
 
 
 def _rank(value: Any) -> int:
