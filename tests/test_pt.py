@@ -5,6 +5,7 @@ import io
 import pickle
 
 import backends
+import numpy as np
 import pytest
 import torch
 import torch.distributed
@@ -193,3 +194,15 @@ def test_distributed_data_parallel_gives_the_gradients_of_one_process(tmp_path):
         gradients = torch.load(tmp_path / f"{rank}.pt")
         for name, value in model.named_parameters():
             torch.testing.assert_close(gradients[name], value.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("value", ["a film", [[1, 2]], np.ones((1, 2), int)])
+def test_what_is_no_tensor(value):
+    with pytest.raises(InputError, match=f"input_ids is a {type(value).__name__}, expected a tensor; tokenizers give"):
+        load("seqcls")(value)
+
+
+def test_labels_out_of_range():
+    model = load("seqcls")
+    with pytest.raises(InputError, match="labels has the value 7, expected 0 to 2"):
+        model(torch.ones(1, 4, dtype=torch.long), labels=torch.tensor([7]))

@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -305,6 +306,12 @@ class Encoder(PreTrainedModel):
 
     def check_inputs(self, inputs: Inputs) -> None:
         """Explain what the kernels below would only fail on; values are left to them where a graph is traced."""
+        for name, value in inputs.items():
+            if isinstance(value, (str, list, tuple, np.ndarray)):
+                kind = type(value).__name__
+                raise InputError(
+                    f"{name} is a {kind}, expected a tensor; tokenizers give some with return_tensors='pt'"
+                )
         config = self.config
         shapes = {name: None if inputs[name] is None else tuple(inputs[name].shape) for name in SHAPED}
         if shapes["cu_seqlens"] is None:

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distilbert.core.config import Config
+from distilbert.core.inputs import check_range
+from distilbert.pt.products import is_traced
 
 IGNORED = -100
 
@@ -40,6 +42,10 @@ def classification_loss(logits_BC: Tensor, labels: Tensor, config: Config) -> Te
 def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross entropy of logits (…, C) against the labels (…) that are not -100."""
     labels = labels.reshape(-1).long()  # in uint8 -100 is a class
+    if labels.device.type == "cpu" and not is_traced():
+        judged = labels[labels != IGNORED]
+        if len(judged):
+            check_range("labels", int(judged.min()), int(judged.max()), logits.shape[-1])
     loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]).float(), labels, ignore_index=IGNORED, reduction="sum")
     return loss / (labels != IGNORED).sum().clamp(min=1)
 
