@@ -496,7 +496,7 @@ COMMON = """
 import sys, numpy as np, keras, distilbert
 from distilbert import DistilBertConfig
 sys.path.insert(0, "tests")
-config = DistilBertConfig(vocab_size=50, max_position_embeddings=16, n_layers=2, n_heads=2, dim=16, hidden_dim=32,
+config = DistilBertConfig(vocab_size=50, max_position_embeddings=16, n_layers=1, n_heads=2, dim=16, hidden_dim=32,
                           dropout=0.0, attention_dropout=0.0, seq_classif_dropout=0.0)
 rng = np.random.default_rng(0)
 ids = rng.integers(1, 50, (32, 8))

@@ -207,20 +207,20 @@ class Encoder(PreTrainedModel):
         complete = [laid_out for laid_out in layouts if laid_out is not None]
         if stack and len(complete) == len(stack) and not output_hidden_states:  # nobody looks on
             hidden_BLD = run_laid_out(list(stack), complete, hidden_BLD, visible, first_token_only)
-            stack = stack[:0]
-        for layer, laid_out, layer_head_mask in zip(stack, layouts, head_masks, strict=False):
-            only_first = first_token_only and layer is stack[-1]
-            arguments = (hidden_BLD, visible, layer_head_mask, fused, only_first)
-            if laid_out is not None:
-                hidden_BLD = laid_out(layer, hidden_BLD, visible, only_first)
-            elif self.is_gradient_checkpointing and self.training:
-                hidden_BLD, probability_BHQL = checkpoint(layer, *arguments, use_reentrant=False)
-            else:
-                hidden_BLD, probability_BHQL = layer(*arguments)
-            if output_hidden_states:
-                hidden_states += (hidden_BLD,)
-            if output_attentions:
-                attentions += (probability_BHQL,)
+        else:
+            for layer, laid_out, layer_head_mask in zip(stack, layouts, head_masks, strict=True):
+                only_first = first_token_only and layer is stack[-1]
+                arguments = (hidden_BLD, visible, layer_head_mask, fused, only_first)
+                if laid_out is not None:
+                    hidden_BLD = laid_out(layer, hidden_BLD, visible, only_first)
+                elif self.is_gradient_checkpointing and self.training:
+                    hidden_BLD, probability_BHQL = checkpoint(layer, *arguments, use_reentrant=False)
+                else:
+                    hidden_BLD, probability_BHQL = layer(*arguments)
+                if output_hidden_states:
+                    hidden_states += (hidden_BLD,)
+                if output_attentions:
+                    attentions += (probability_BHQL,)
         if sequences is None or first_token_only:
             hidden_BLD = hidden_BLD if sequences is None else hidden_BLD[:, None]
             first_BD = hidden_BLD[:, 0]

@@ -328,11 +328,11 @@ def tensors_of(modules: Iterable[nn.Module]) -> list[Tensor]:
 
 
 def state_of(tensors: Iterable[Tensor]) -> list[int]:
-    """What changes when values do: which tensors they are, where, and how often they were written to.
+    """What changes when values do: which tensors they are, where, how large, and how often they were written to.
 
     Not the tensors themselves: PyTorch swaps only those (``swap_tensors``) that nothing knows, not even weakly.
     """
-    return [fact for value in tensors for fact in (id(value), value.data_ptr(), value._version)]
+    return [fact for value in tensors for fact in (id(value), value.data_ptr(), value.numel(), value._version)]
 
 
 def sampled_places(tensors: Iterable[Tensor]) -> list[int]:

@@ -320,7 +320,7 @@ def _labels(
         new = names - {name.casefold() for name in known.id2label.values()}
         if is_trained and (new or not fits):
             logger.warning(
-                "%s: its labels are %s, and those that %s was trained for %s: what it learnt about these is given up",
+                "%s: its labels are %s; %s was trained for %s, which its head will be for no longer",
                 file,
                 _listed(found["id2label"].values()) if names else "numbers",
                 model,
