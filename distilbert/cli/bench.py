@@ -73,13 +73,17 @@ def bench(
         found = stack.enter_context(made)
         show = status.update
         measured = Report(path or "distilbert-base", environment(device), {}, skipped=skipped)
-        for mix in (None, *chosen_mixes):
-            if mix is not None:
-                sequences = drawn_lengths(mix, config, share)
-                measured.mixes[mix] = throughput(found, sequences, config, rounds, show)
-            show("products alone")  # several times: a limit that was measured while others ran is none
+
+        def measure_limits() -> None:  # several times: one that was measured while others ran is none
+            show("products alone")
             for dtype, limit in limits(config, types, device).items():
                 measured.limits[dtype] = max(limit, measured.limits.get(dtype, 0.0))
+
+        measure_limits()
+        for mix in chosen_mixes:
+            sequences = drawn_lengths(mix, config, share)
+            measured.mixes[mix] = throughput(found, sequences, config, rounds, show)
+            measure_limits()
         if latency:
             lengths = [length for length in LENGTHS if length <= config.max_position_embeddings]
             measured.latencies = latencies(found, lengths, config, rounds, show)

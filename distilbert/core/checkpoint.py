@@ -513,7 +513,8 @@ def write_checkpoint(
         InputError: ``max_shard_size`` is not a size, ``file_format`` not a format that is written, or a tensor is
             of integers, as quantised ones are, or has another shape than the config says.
     """
-    shapes = {row.name: row.shape for row in parameters(config, head, family or family_of(config))}
+    family = family or family_of(config)
+    shapes = {row.name: row.shape for row in parameters(config, head, family)}
     for name, value in tensors.items():
         if np.issubdtype(value.dtype, np.integer):
             raise InputError(
@@ -530,7 +531,7 @@ def write_checkpoint(
         head=head,
         file_format=file_format,
         max_shard_size=max_shard_size,
-        family=family or family_of(config),
+        family=family,
     )
     form = save.form
     for other in list(FORMATS.values())[: list(FORMATS).index(file_format)]:

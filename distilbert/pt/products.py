@@ -452,9 +452,10 @@ def _forget_trained(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     """Fused optimisers write to parameters without counting it."""
     if LAID_OUT:
         trained = {id(value) for group in optimizer.param_groups for value in group["params"]}
-        # Of a list: other threads may add to it meanwhile.
+        # Other threads may add to it meanwhile, or take away.
         layers = [layer for known in LAID_OUT.keyrefs() if (layer := known()) is not None]
-        forget_layouts([layer for layer in layers if not trained.isdisjoint(LAID_OUT[layer].state)])
+        states = [(layer, laid_out.state) for layer in layers if (laid_out := LAID_OUT.get(layer)) is not None]
+        forget_layouts([layer for layer, state in states if not trained.isdisjoint(state)])
 
 
 register_optimizer_step_post_hook(_forget_trained)

@@ -295,17 +295,14 @@ def begin(model_folder: Path, identity: Mapping[str, Any], overwrite: bool) -> b
         raise CheckpointError(f"{path}: is damaged; choose another folder, or overwrite it") from None
     if not complete and not any(path.parent.glob(f"{STATE_PREFIX}*")) and not (model_folder / "config.json").exists():
         return False  # it ended before there was anything to go on with
+    known = _flat(stored)
     for name, value in _flat(json.loads(json.dumps(identity))).items():
-        if name.startswith(CONTENTS) and _flat(stored).get(name) != value:
-            raise CheckpointError(
-                f"{model_folder}: holds a run that began with another content of {name.removeprefix(CONTENTS)}; choose "
-                "another folder, or overwrite it"
-            )
-        if _flat(stored).get(name) != value:
-            raise CheckpointError(
-                f"{model_folder}: holds a run with {name} {_flat(stored).get(name)!r}, not {value!r}; choose another "
-                "folder, or overwrite it"
-            )
+        if known.get(name) != value:
+            if name.startswith(CONTENTS):
+                other = f"that began with another content of {name.removeprefix(CONTENTS)}"
+            else:
+                other = f"with {name} {known.get(name)!r}, not {value!r}"
+            raise CheckpointError(f"{model_folder}: holds a run {other}; choose another folder, or overwrite it")
     return bool(complete)
 
 

@@ -120,8 +120,8 @@ def finetune(
     if task == "fill-mask":
         return _train_masked_lm(
             *(model, folder, Recipe(masked_lm_weight=1.0), tokenizer, settings, identity, backend, device, overwrite),
-            source=_lines(data, model, tokenizer),
-            dev=None if dev is None else _lines(dev, model, tokenizer),
+            source=_masked_lines(data, model, tokenizer),
+            dev=None if dev is None else _masked_lines(dev, model, tokenizer),
             progress=progress,
         )
     kind = LABELLED[task]
@@ -134,10 +134,7 @@ def finetune(
     if unlabelled and (asked.config.num_labels == 1 or asked.config.problem_type == "multi_label_classification"):
         raise InputError("unlabelled texts are for one of several classes, not for numbers or several labels at a time")
     for file in unlabelled:
-        texts = [line for _, line in files.read_lines(str(file)) if line.strip()]
-        if not texts:
-            raise InputError(f"{file}: holds no text")
-        examples += [Example({"text": text}, IGNORED) for text in texts]
+        examples += [Example({"text": line}, IGNORED) for line in _lines(file)]
     if dev and not _held_out(kind, str(dev), asked.config, options):  # found out before hours of training
         raise InputError(f"{dev}: holds no examples")
     source = make_examples(kind, examples, asked, _teacher(kind, teacher, tokenizer, backend, device))
@@ -145,7 +142,7 @@ def finetune(
     def measure() -> Evaluation:
         asked = make_pipeline(kind, trainer.inference(), tokenizer)
         if task == "multiple-choice":  # which ``evaluate`` has not
-            return _measure_choices(asked, _held_out(kind, str(dev), asked.config, options))
+            return _measure_choices(asked, kind.read(str(dev), asked.config, options))
         metrics = evaluate(task, asked, str(dev), **options).metrics
         return Evaluation(metrics, next(name for name in DECISIVE[task] if name in metrics), is_loss=False)
 
@@ -290,13 +287,18 @@ def _trainer(backend: str) -> Any:
     return importlib.import_module(f"{choose_backend(backend)}.training").Trainer
 
 
-def _lines(file: str | Path, model: str | Path, tokenizer: DistilBertTokenizer) -> MaskedTexts:
-    """The lines of a file, to fill masks in."""
-    limit = min(tokenizer.model_max_length, read_config(model).max_position_embeddings)
+def _lines(file: str | Path) -> list[str]:
+    """The lines of a file that hold text, at least one."""
     lines = [line for _, line in files.read_lines(str(file)) if line.strip()]
     if not lines:
         raise InputError(f"{file}: holds no text")
-    return MaskedTexts.of_lines(lines, Recipe(), tokenizer, limit)
+    return lines
+
+
+def _masked_lines(file: str | Path, model: str | Path, tokenizer: DistilBertTokenizer) -> MaskedTexts:
+    """The lines of a file, to fill masks in."""
+    limit = min(tokenizer.model_max_length, read_config(model).max_position_embeddings)
+    return MaskedTexts.of_lines(_lines(file), Recipe(), tokenizer, limit)
 
 
 def _labels(
