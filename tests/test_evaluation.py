@@ -559,6 +559,12 @@ def test_options_of_another_task_are_refused(write):
     assert done.exit_code == 2 and "--label-field belongs to" in done.output
 
 
+def test_another_name_of_a_task_takes_its_options(folder, write):
+    path = write("x.tsv", "a film\tLABEL_1\nbad\t0\n")
+    done = run("sentiment-analysis", "--model", folder("seqcls"), "--data", path, "--label-field", "2", "--json")
+    assert done.exit_code == 0 and json.loads(done.output)["task"] == "text-classification"
+
+
 @pytest.mark.parametrize(
     "count, width, shown", [(2, 80, "x0"), (20, 80, "in % of the row"), (20, 240, "1000"), (60, 80, "confused most")]
 )

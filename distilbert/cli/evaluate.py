@@ -128,9 +128,10 @@ def evaluate(
         "seed": seed,
     }
     options = {name: value for name, value in given.items() if value is not None}
+    chosen = ALIASES.get(task, str(task))
     owners = {field.name: of for of, cls in EVALUATIONS.items() for field in fields(cls)}
     for name in options:
-        if owners[name] != task:
+        if owners[name] != chosen:
             raise typer.BadParameter(f"--{name.replace('_', '-')} belongs to {owners[name]}, the task is {task}")
     with exit_statuses():
         report = evaluation.evaluate(
