@@ -498,6 +498,37 @@ def test_an_answerer_of_questions_is_asked_and_measured(write, monkeypatch):
     ]
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_accuracy_of_choices_is_that_of_what_the_pipeline_prefers(backend, folder, write):
+    model = folder("choice")
+    sides = [(text, [other for other in TEXTS if other != text][: 2 + number]) for number, text in enumerate(TEXTS[:3])]
+    items = [{"prompt": prompt, "choices": choices} for prompt, choices in sides]  # not equally many in all
+    answers = pipeline("multiple-choice", model)(items)
+    right = [
+        max(range(len(scores)), key=scores.__getitem__) for scores in ([one["score"] for one in a] for a in answers)
+    ]
+    right[0] = (right[0] + 1) % 2
+    lines = (json.dumps(item | {"label": label}) for item, label in zip(items, right, strict=True))
+    report = evaluate("multiple-choice", model, write("x.jsonl", "\n".join(lines)), backend=backend)
+    assert (report.count, report.metrics) == (3, {"accuracy": 2 / 3})
+
+
+@pytest.mark.parametrize(
+    "changed, expected",
+    [
+        ({"label": 2}, r"x.jsonl:1: expected choices, a list, and label, the number of one from 0"),
+        ({"label": True}, r"x.jsonl:1: expected choices, a list, and label, the number of one from 0"),
+        ({"choices": "a,b"}, r"x.jsonl:1: expected choices, a list, and label, the number of one from 0"),
+        ({"choices": ["a", 7]}, r"x.jsonl:1: a choice is of type int, expected str"),
+        ({"prompt": None}, r"x.jsonl:1: prompt is of type NoneType, expected str"),
+    ],
+)
+def test_choices_that_are_none(changed, expected, folder, write):
+    record = {"prompt": "a", "choices": ["b", "c"], "label": 1} | changed
+    with pytest.raises(InputError, match=expected):
+        evaluate("multiple-choice", folder("choice"), write("x.jsonl", json.dumps(record)))
+
+
 def test_misuse_is_explained(tagger, folder, write, monkeypatch):
     path = write("x.tsv", "good\t1\n")
     with pytest.raises(InputError, match="task is 'translation', expected one of text-classification"):

@@ -34,6 +34,7 @@ EXAMPLES = {
     "text-classification": "texts",
     "token-classification": "sentences",
     "question-answering": "questions",
+    "multiple-choice": "questions",
     "fill-mask": "lines",
 }
 
@@ -65,6 +66,8 @@ distilbert evaluate --task text-classification --model PATH --data dev.tsv
 distilbert evaluate --task token-classification --model PATH --data dev.conll --json
 
 distilbert evaluate --task question-answering --model PATH --data dev-v2.0.json
+
+distilbert evaluate --task multiple-choice --model PATH --data dev.jsonl
 
 distilbert evaluate --task fill-mask --model PATH --data lines.txt.gz
 """
@@ -116,6 +119,8 @@ def evaluate(
     whole entities. The first token of a word decides.
 
     question-answering: SQuAD's .json, 1.1 or 2.0, or .jsonl. Exact match and F1.
+
+    multiple-choice: .jsonl with prompt, choices and label, the number of the right one from 0. Accuracy.
 
     fill-mask: a text a line. Perplexity of tokens hidden as in training, many at a time.
     """

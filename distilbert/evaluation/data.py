@@ -1,4 +1,4 @@
-"""Labelled examples in files, or on standard input: texts, words and questions; compressed too, by the name.
+"""Labelled examples in files, or on standard input: texts, words, questions, choices; compressed too, by the name.
 
 Each example says where it stands, so that whoever finds fault with it can tell. Files are untrusted: what one unfolds
 to is limited, and nothing in it is run.
@@ -68,6 +68,16 @@ class Question:
     answers: list[str]
     starts: list[int | None]  # where in the context each answer begins, if the file says so
     may_be_unanswerable: bool  # the file says of each question whether it has an answer, as SQuAD 2.0 does
+
+
+@dataclass(frozen=True)
+class ChoiceQuestion:
+    """A text, what may follow it, and the number of what does."""
+
+    where: str
+    prompt: str
+    choices: list[str]
+    label: int
 
 
 def read_lines(name: str) -> Iterator[tuple[int, str]]:
@@ -282,6 +292,21 @@ def read_questions(name: str) -> Iterator[Question]:
             where = f"{name}: article {n}, paragraph {m}"
             for k, question in enumerate(_list(paragraph, "qas", where), 1):
                 yield _question(question, paragraph, f"{where}, question {k}")
+
+
+def read_choices(name: str) -> Iterator[ChoiceQuestion]:
+    """Read texts with choices: one a line, with ``prompt``, ``choices`` and ``label``, the number of the right one.
+
+    Raises:
+        InputError: something is missing, or of another type.
+    """
+    for number, record in read_objects(name):
+        where, label, choices = f"{name}:{number}", record.get("label"), record.get("choices")
+        if not isinstance(choices, list) or type(label) is not int or not 0 <= label < len(choices):
+            raise InputError(f"{where}: expected choices, a list, and label, the number of one from 0")
+        with _at(where):
+            texts = [read_text(choice, "a choice") for choice in choices]
+            yield ChoiceQuestion(where, read_text(record, "prompt"), texts, label)
 
 
 def _question(record: Any, holder: Any, where: str) -> Question:

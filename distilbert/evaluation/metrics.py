@@ -128,6 +128,19 @@ def entities(true: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) 
     return Measured(_floats(metrics), {"classes": classes})
 
 
+def choices(true: Sequence[int], chosen: Sequence[int]) -> Measured:
+    """One choice of several, which mean something else for every text.
+
+    Args:
+        true: the number of the right one (N,).
+        chosen: likewise (N,).
+
+    Returns:
+        ``accuracy``.
+    """
+    return Measured({"accuracy": fmean(one == other for one, other in zip(true, chosen, strict=True))}, {})
+
+
 def perplexity(log_probabilities: Sequence[float]) -> Measured:
     """How surprised a language model is.
 

@@ -265,6 +265,26 @@ class QuestionAnswering:
         )
 
 
+@dataclass(frozen=True)
+class MultipleChoice:
+    """Texts with several choices of what follows, in lines of JSON."""
+
+    libraries: ClassVar = ()
+
+    def read(self, name: str, config: Config) -> list[Example]:
+        """The truth is the number of the right choice."""
+        return [Example({"prompt": one.prompt, "choices": one.choices}, one.label) for one in data.read_choices(name)]
+
+    def answerer(self, examples: Sequence[Example]) -> tuple[type[Pipeline], dict[str, Any]]:
+        """All choices with their probabilities."""
+        return TASKS["multiple-choice"], {}
+
+    def measure(self, truths: Sequence[Any], answers: Sequence[Any], config: Config) -> Measured:
+        """The first of the most probable is chosen."""
+        scores = [[choice["score"] for choice in answer] for answer in answers]
+        return metrics.choices(truths, [of.index(max(of)) for of in scores])
+
+
 class Masked(NamedTuple):
     """A window of a text with some tokens hidden."""
 
@@ -385,5 +405,6 @@ EVALUATIONS: dict[str, type[Any]] = {
     "text-classification": TextClassification,
     "token-classification": TokenClassification,
     "question-answering": QuestionAnswering,
+    "multiple-choice": MultipleChoice,
     "fill-mask": FillMask,
 }

@@ -248,16 +248,12 @@ class MultipleChoice:
         return {}
 
     def read(self, file: str, config: Config, options: dict[str, Any]) -> list[Example]:
-        """A line of JSON each, with ``prompt``, ``choices`` and ``label``; as many choices in all of them."""
+        """As many choices in all of them, for they become one array."""
         examples: list[Example] = []
-        for number, record in data.read_objects(file):
-            label, choices = record.get("label"), record.get("choices")
-            if not isinstance(choices, list) or type(label) is not int or not 0 <= label < len(choices):
-                raise InputError(f"{file}:{number}: expected choices, a list, and label, the number of one from 0")
-            if examples and len(choices) != len(examples[0].item["choices"]):
-                expected = len(examples[0].item["choices"])
-                raise InputError(f"{file}:{number}: has {len(choices)} choices, expected {expected} as before")
-            examples.append(Example({"prompt": record.get("prompt"), "choices": choices}, label))
+        for one in data.read_choices(file):
+            if examples and len(one.choices) != (expected := len(examples[0].item["choices"])):
+                raise InputError(f"{one.where}: has {len(one.choices)} choices, expected {expected} as before")
+            examples.append(Example({"prompt": one.prompt, "choices": one.choices}, one.label))
         return examples
 
     def rows(self, sample: Sample, truth: Any, config: Config) -> list[Row]:

@@ -37,6 +37,7 @@ DECISIVE = {
     "text-classification": ("pearson", "micro_f1", "accuracy"),
     "token-classification": ("f1", "accuracy"),  # of entities; of words where labels are of none
     "question-answering": ("f1",),
+    "multiple-choice": ("accuracy",),
 }
 HELD_OUT = Settings(batch_size=None, max_tokens=8192, epochs=1, seed=0)  # how held-out text is read
 
@@ -135,14 +136,13 @@ def finetune(
         raise InputError("unlabelled texts are for one of several classes, not for numbers or several labels at a time")
     for file in unlabelled:
         examples += [Example({"text": line}, IGNORED) for line in _lines(file)]
-    if dev and not _held_out(kind, str(dev), asked.config, options):  # found out before hours of training
+    # What ``evaluate`` will read, found out before hours of training. It takes more than can be trained on.
+    if dev and not EVALUATIONS[task](**options).read(str(dev), asked.config):
         raise InputError(f"{dev}: holds no examples")
     source = make_examples(kind, examples, asked, _teacher(kind, teacher, tokenizer, backend, device))
 
     def measure() -> Evaluation:
         asked = make_pipeline(kind, trainer.inference(), tokenizer)
-        if task == "multiple-choice":  # which ``evaluate`` has not
-            return _measure_choices(asked, kind.read(str(dev), asked.config, options))
         metrics = evaluate(task, asked, str(dev), **options).metrics
         return Evaluation(metrics, next(name for name in DECISIVE[task] if name in metrics), is_loss=False)
 
@@ -338,13 +338,6 @@ def _labels(
     }
 
 
-def _held_out(kind: Labelled, file: str, config: Config, options: dict[str, Any]) -> list[Example]:
-    """What ``evaluate`` will read, which takes more than can be trained on: answers need not stand in their context."""
-    if kind.name in EVALUATIONS:
-        return EVALUATIONS[kind.name](**options).read(file, config)
-    return kind.read(file, config, options)
-
-
 def _content(file: str) -> str:
     """A hash of a file, empty where it cannot be read; who reads it says why."""
     with suppress(OSError), Path(file).open("rb") as stream:
@@ -393,11 +386,3 @@ def _check_teacher(student: Config, teacher: Config, recipe: Recipe) -> None:
             f"the teacher's hidden states have {teacher.hidden_size} dimensions, the student's {student.hidden_size}: "
             "they cannot be compared; set cosine_weight and hidden_state_weight to 0"
         )
-
-
-def _measure_choices(asked: Any, examples: Sequence[Example]) -> Evaluation:
-    """How many are chosen right."""
-    answers = asked([one.item for one in examples])
-    best = [max(range(len(answer)), key=lambda number: answer[number]["score"]) for answer in answers]
-    right = sum(number == one.truth for number, one in zip(best, examples, strict=True))
-    return Evaluation({"accuracy": right / len(examples)}, "accuracy", is_loss=False)
