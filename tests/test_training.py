@@ -572,34 +572,19 @@ def test_a_perfect_teacher_leaves_nothing_to_learn(tiny, corpus, tmp_path):
 # Several processes
 
 
-PROCESSES = """
-import sys
-from distilbert.training import Settings, distill
-student, teacher, out, corpus, sharded = sys.argv[1:]
-settings = Settings(batch_size=4, max_steps=6, learning_rate=1e-3, log_every=1, save_every=2, evaluate_every=6,
-                    max_gradient_norm=0.5, epsilon=1e-12, accumulation=2 if sharded == "True" else 1,
-                    sharded=sharded == "True")
-distill(student, out, corpus, teacher=teacher, dev=corpus, settings=settings, backend="pt", device="cpu")
-"""
-
-
 @pytest.mark.parametrize("sharded", [False, True])
 def test_two_processes_are_one_with_the_same_batch(sharded, straight, tiny, corpus, tmp_path):
     student, teacher, one = tiny("masked-lm"), tiny("masked-lm", n_layers=2), straight("pt")
-    (tmp_path / "script.py").write_text(PROCESSES)
-    arguments = [
-        str(tmp_path / "script.py"),
-        str(student),
-        str(teacher),
-        str(tmp_path / "two"),
-        str(corpus),
-        str(sharded),
-    ]
+    options = {**STRAIGHT, "save_every": 2, "accumulation": 1 + sharded, "sharded": sharded, "backend": "pt"}
+    options |= {"teacher": teacher, "corpus": corpus, "dev": corpus, "device": "cpu"}
+    (tmp_path / "run.yaml").write_text(json.dumps(options, default=str))
+    arguments = ["-m", "distilbert", "distill", student, tmp_path / "two", "--config", tmp_path / "run.yaml"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*launch, *arguments], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        [*launch, *map(str, arguments)], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("the model is in") == 1
     assert_same(tmp_path / "two", one, ("loss", "distillation", "gradient_norm"), 2e-5)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -261,7 +262,9 @@ def show_training() -> Iterator[Callable[[Progress], None]]:
         TextColumn("eta"),
         TimeRemainingColumn(),
     )
-    with Bar(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+    with Bar(
+        *columns, console=console, disable=not (console.is_terminal and is_first_process()), transient=True
+    ) as bar:
         task = bar.add_task("", total=None, shown="")
 
         def show(progress: Progress) -> None:
@@ -271,7 +274,14 @@ def show_training() -> Iterator[Callable[[Progress], None]]:
         yield show
 
 
+def is_first_process() -> bool:
+    """Whether this one speaks: of several that torchrun has started, one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _summarise(out: Path, position: Position) -> None:
+    if not is_first_process():
+        return
     best = "" if position.best is None else f", the best at step {position.best_step:,} ({position.best:.4f})"
     typer.echo(
         f"{position.step:,} steps{best}; the model is in {out}, {METRICS_FILE} and {CURVES_FILE} in {out / FOLDER}"

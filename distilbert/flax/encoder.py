@@ -23,7 +23,7 @@ from flax import nnx
 from distilbert.core import inputs
 from distilbert.core.config import Config
 from distilbert.core.outputs import ModelOutput
-from distilbert.core.spec import BERT, DISTILBERT, Parameter
+from distilbert.core.spec import BERT, DISTILBERT, Parameter, padding_row
 from distilbert.flax.attention import eager_attention, visible_tokens
 from distilbert.flax.model import BertModelCall, PreTrainedModel
 from distilbert.flax.parameters import FromSpec, Precision, attach, find
@@ -58,7 +58,7 @@ class Embeddings(FromSpec):
     def __init__(self, listed: list[Parameter], config: Config, precision: Precision, rngs: nnx.Rngs) -> None:
         super().__init__()
         self.add_parts(listed, config, precision, rngs)
-        self.pad_token_id = config.pad_token_id
+        self.padding_row = next((row for each in listed if (row := padding_row(each, config)) is not None), None)
         self.dtype = precision.dtype
         self.dropout = nnx.Dropout(config.hidden_dropout_prob)
 
@@ -72,9 +72,9 @@ class Embeddings(FromSpec):
     ) -> Array:
         """Ids (B, L), or word vectors (B, L, D) in their place, to vectors (B, L, D)."""
         words_BLD = self.part("words")(input_ids) if inputs_embeds is None else inputs_embeds
-        if input_ids is not None and self.pad_token_id is not None:
+        if input_ids is not None and self.padding_row is not None:
             # See spec.padding_row; PyTorch calls it padding_idx.
-            is_padding = (input_ids == self.pad_token_id)[:, :, None]
+            is_padding = (input_ids == self.padding_row)[:, :, None]
             words_BLD = jnp.where(is_padding, jax.lax.stop_gradient(words_BLD), words_BLD)
         words_BLD = words_BLD.astype(self.dtype)
         if "types" in dict(self.paths):

@@ -17,7 +17,7 @@ import numpy as np
 
 from distilbert.core.config import Config
 from distilbert.core.errors import InputError
-from distilbert.core.spec import Kind, family_of, get_head, parameters, sinusoidal_positions
+from distilbert.core.spec import Kind, family_of, get_head, padding_row, parameters, sinusoidal_positions
 
 Array = np.ndarray
 IGNORED = -100
@@ -250,7 +250,10 @@ class Reference:
         self.is_encoder = get_head(family_of(config), head).is_encoder
         self.trained: dict[str, Value] = {}  # by canonical name
         self.parts: dict[tuple[int | None, str], tuple[Value, ...]] = {}  # by layer and role: weight, then bias
+        self.padding_row: int | None = None
         for row in parameters(config, head):
+            if (padding := padding_row(row, config)) is not None:
+                self.padding_row = padding
             if row.tied_to is not None and row.kind is Kind.BIAS:  # another name of the one before
                 continue
             if row.tied_to is not None:
@@ -304,7 +307,7 @@ class Reference:
         if "inputs_embeds" in inputs:
             given = Value(np.asarray(inputs["inputs_embeds"], np.float64))
         else:
-            given = look_up(words, inputs["input_ids"], fixed=config.pad_token_id)  # as torch.nn.Embedding has it
+            given = look_up(words, inputs["input_ids"], fixed=self.padding_row)
         batch, length = given.array.shape[:2]
         position_ids = inputs.get("position_ids", np.arange(length)[None])
         if (None, "types") in self.parts:

@@ -21,7 +21,7 @@ from keras import ops
 from distilbert.core import inputs
 from distilbert.core.config import Config
 from distilbert.core.outputs import ModelOutput
-from distilbert.core.spec import BERT, DISTILBERT, Parameter
+from distilbert.core.spec import BERT, DISTILBERT, Parameter, padding_row
 from distilbert.tf.attention import eager_attention, visible_tokens
 from distilbert.tf.model import PreTrainedModel
 from distilbert.tf.parameters import FromSpec
@@ -52,7 +52,7 @@ class Embeddings(FromSpec):
     def __init__(self, listed: list[Parameter], config: Config, **options: Any) -> None:
         super().__init__(**options)
         self.add_parts(listed, config)
-        self.pad_token_id = config.pad_token_id
+        self.padding_row = next((row for each in listed if (row := padding_row(each, config)) is not None), None)
         self.dropout = keras.layers.Dropout(config.hidden_dropout_prob, name="dropout", dtype=self.dtype_policy)
 
     def call(
@@ -65,9 +65,9 @@ class Embeddings(FromSpec):
     ) -> Tensor:
         """Ids (B, L), or word vectors (B, L, D) in their place, to vectors (B, L, D)."""
         words_BLD = self.part("words")(input_ids) if inputs_embeds is None else inputs_embeds
-        if training is not False and inputs_embeds is None and self.pad_token_id is not None:
+        if training is not False and inputs_embeds is None and self.padding_row is not None:
             # See spec.padding_row; PyTorch calls it padding_idx.
-            is_padding = ops.equal(input_ids, self.pad_token_id)[:, :, None]
+            is_padding = ops.equal(input_ids, self.padding_row)[:, :, None]
             words_BLD = ops.where(is_padding, ops.stop_gradient(words_BLD), words_BLD)
         words_BLD = ops.cast(words_BLD, self.compute_dtype)
         if "types" in self.paths:
