@@ -437,6 +437,11 @@ def test_batches_padded_to_buckets_keep_within_their_tokens():
     assert {(4, 128), (8, 64), (32, 16)} <= shapes and len(shapes) <= 4
 
 
+def test_a_limit_that_is_no_multiple_takes_as_many_tokens_as_it_has():
+    batches = LengthGroupedBatches(np.array([50, 49, 3]), max_tokens=50, buckets=(8, 16, 50)).epoch(0)
+    assert sorted(map(list, batches)) == [[0], [1], [2]]
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

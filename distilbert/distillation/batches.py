@@ -49,12 +49,15 @@ class LengthGroupedBatches:
         if not 0 <= rank < world_size:
             raise InputError(f"rank is {rank}, expected 0 to {world_size - 1}, below world_size")
         self.rank, self.world_size, self.seed = rank, world_size, seed
-        widths = -(-np.asarray(lengths, np.int64) // LENGTH_STEP)
+        lengths = np.asarray(lengths, np.int64)
+        widths = -(-lengths // LENGTH_STEP)
         # What to sort by: the longest first. numpy sorts 16 bits in linear time.
         self._keys = widths.max(initial=0) - widths
         if self._keys.max(initial=0) < 1 << 16:
             self._keys = self._keys.astype(np.uint16)
-        self._starts = self._cut(np.sort(widths)[::-1] * LENGTH_STEP, batch_size, max_tokens, buckets)
+        # The last bucket, the model's limit, need not be a multiple.
+        rounded = np.minimum(np.sort(widths)[::-1] * LENGTH_STEP, lengths.max(initial=0))
+        self._starts = self._cut(rounded, batch_size, max_tokens, buckets)
 
     def _cut(
         self, widths: np.ndarray, batch_size: int | None, max_tokens: int | None, buckets: Sequence[int]
