@@ -26,6 +26,7 @@ from distilbert.distillation.corpus import prepare_corpus
 from distilbert.distillation.masked_texts import MaskedTexts
 from distilbert.distillation.masking import IGNORED
 from distilbert.training import Recipe, Settings, distill, finetune
+from distilbert.training.examples import LABELLED
 from distilbert.training.log import read
 from distilbert.training.run import FOLDER
 from distilbert.training.steps import Steps
@@ -459,6 +460,7 @@ def test_a_run_that_never_began_holds_nothing(tiny, files, tmp_path):
     [
         ("text-classification", "a film\tgood\nthe plot\t\n", r"data:2: has no label"),
         ("text-classification", "a film\tgood\nthe plot\tgood\n", r"data: all labels are 'good', expected two classes"),
+        ("text-classification", "a film\t0\nthe plot\t0\n", r"data: all labels are '0', expected two classes"),
         ("text-classification", "".join(f"good\ttext {n}\n" for n in range(30)), "30 different labels for 30 texts"),
         ("token-classification", "a film is\tgood\n", "data: most words are several, such as 'a film is'"),
         ("ner", "", "data: holds no examples"),
@@ -498,19 +500,53 @@ def test_labels_of_a_new_head_are_those_of_the_file(tiny, tmp_path):
     assert read_config(tmp_path / "out").id2label == {0: "bad", 1: "fair", 2: "good"}
 
 
-@pytest.mark.parametrize("labels, expected", [("0.5 1.5 0.5 -2", 1), ("0 1 0 1", 3), ("bad good bad fair", 3)])
-def test_labels_of_a_trained_head_stay_where_the_file_has_no_others(tiny, tmp_path, labels, expected):
+def write_labels(folder, labels):
     lines = zip(["a film", "the plot", "a mess", "i know"], labels.split(), strict=True)
-    (tmp_path / "data.tsv").write_text("".join(f"{text}\t{label}\n" for text, label in lines) * 4)
+    (folder / "data.tsv").write_text("".join(f"{text}\t{label}\n" for text, label in lines) * 4)
+    return folder / "data.tsv"
+
+
+@pytest.mark.parametrize(
+    "labels, expected",
+    [
+        ("0 2 0 2", {"num_labels": 3}),
+        ("5 1 3 5", {"num_labels": 3, "id2label": {0: "1", 1: "3", 2: "5"}}),
+        ("10 9 10 9", {"num_labels": 2, "id2label": {0: "9", 1: "10"}}),
+        ("0 0.5 1 1", {"num_labels": 1, "problem_type": "regression"}),
+    ],
+)
+def test_what_numbers_are(labels, expected, tmp_path):
+    found = LABELLED["text-classification"].labels(str(write_labels(tmp_path, labels)), {})
+    assert {name: value for name, value in found.items() if name != "label2id"} == expected
+
+
+def test_a_trained_regression_takes_any_numbers(tiny, tmp_path):
+    options = {"settings": Settings(**QUICK), "backend": "pt"}
+    for begin, labels in ((tiny("masked-lm"), "0 0.5 1 1"), (tmp_path / "0 0.5 1 1", "5 1 3 5")):
+        finetune(begin, tmp_path / labels, "text-classification", write_labels(tmp_path, labels), **options)
+        found = read_config(tmp_path / labels)
+        assert (found.num_labels, found.problem_type) == (1, "regression")
+
+
+@pytest.mark.parametrize(
+    "labels, expected",
+    [
+        *(("0.5 1.5 0.5 -2", 1), ("0 1 0 1", 3), ("bad good bad fair", 3)),
+        *(("2 1 2 1", 3), ("3 1 2 1", ["1", "2", "3"])),  # there are three classes, from 0 to 2
+    ],
+)
+def test_labels_of_a_trained_head_stay_where_the_file_has_no_others(tiny, tmp_path, labels, expected):
+    data = write_labels(tmp_path, labels)
     model = shutil.copytree(tiny("sequence-classification"), tmp_path / "model")
     config = json.loads((model / "config.json").read_text())
     names = {"id2label": {0: "fair", 1: "bad", 2: "good"}, "label2id": {"fair": 0, "bad": 1, "good": 2}}
     (model / "config.json").write_text(json.dumps(config | names))
-    data = tmp_path / "data.tsv"
     finetune(model, tmp_path / "out", "text-classification", data, settings=Settings(**QUICK), backend="pt")
     found = read_config(tmp_path / "out")
-    assert found.num_labels == expected
-    assert found.id2label == names["id2label"] if expected == 3 else found.problem_type == "regression"
+    if expected == 1:
+        assert found.num_labels == 1 and found.problem_type == "regression"
+    else:
+        assert list(found.id2label.values()) == (["fair", "bad", "good"] if expected == 3 else expected)
 
 
 def test_several_labels_for_a_text(tiny, tmp_path):

@@ -134,7 +134,8 @@ def finetune(
 ) -> None:
     """Train a head on labelled data, alone or beside a teacher.
 
-    text-classification: .tsv, .csv or .jsonl with a text, perhaps a second one, and a label.
+    text-classification: .tsv, .csv or .jsonl with a text, perhaps a second one, and a label: a name or a whole number;
+    numbers with a decimal point make it a regression.
     token-classification: a word and its label a line, a blank line between sentences.
     question-answering: SQuAD's .json, or .jsonl.
     multiple-choice: .jsonl with prompt, choices and label.

@@ -99,7 +99,10 @@ class TextClassification:
     per_token = ()
 
     def labels(self, file: str, options: dict[str, Any]) -> dict[str, Any]:
-        """The config fields that the labels of a file ask for: numbers count up to the largest, names are sorted."""
+        """The config fields that the labels of a file ask for.
+
+        Numbers from 0 on are those of classes, as many as the largest says; others, such as 1 to 5 stars, are names.
+        """
         labels = []
         for read in data.read_texts(file, **options):
             if read.label is None or not str(read.label).strip():
@@ -112,9 +115,8 @@ class TextClassification:
             )
         found = [str(label).strip() for label in labels]
         different = set(found)
-        if all(re.fullmatch(r"\d{1,4}", label) for label in different):
-            return {"num_labels": max(map(int, different), default=0) + 1}
-        if all(re.fullmatch(r"[-+]?\d*\.?\d+(e[-+]?\d+)?", label) for label in different):
+        are_classes = all(re.fullmatch(r"\d{1,4}", label) for label in different)
+        if not are_classes and all(re.fullmatch(r"[-+]?\d*\.?\d+(e[-+]?\d+)?", label) for label in different):
             return {"num_labels": 1, "problem_type": "regression"}
         if len(different) == 1:
             raise InputError(f"{file}: all labels are {found[0][:40]!r}, expected two classes at least")
@@ -123,7 +125,9 @@ class TextClassification:
                 f"{file}: has {len(different)} different labels for {len(found)} texts, one of them {found[0][:40]!r}: "
                 "name the field of the labels with --label-field"
             )
-        return named(sorted(different))
+        if are_classes and min(map(int, different), default=0) == 0:
+            return {"num_labels": max(map(int, different), default=0) + 1}
+        return named(sorted(different, key=int if are_classes else None))
 
     def read(self, file: str, config: Config, options: dict[str, Any]) -> list[Example]:
         """See ``evaluation.tasks``."""

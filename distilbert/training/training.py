@@ -315,11 +315,14 @@ def _labels(
             return {"problem_type": known.problem_type}
         found = kind.labels(file, options)
         names = {name.casefold() for name in found["id2label"].values()} if "id2label" in found else set()
+        own = {name.casefold() for name in known.id2label.values()}
+        are_numbers = all(name.isdecimal() for name in names)
         if known.num_labels == 1:  # a regression: any numbers will do
-            fits = not names
+            fits, new = are_numbers, set()
         else:
             fits = found.get("problem_type") != "regression" and found["num_labels"] <= known.num_labels
-        new = names - {name.casefold() for name in known.id2label.values()}
+            are_classes = are_numbers and not any(name.isdecimal() for name in own)  # by number, none of them the first
+            new = set() if are_classes and all(int(name) < known.num_labels for name in names) else names - own
         if is_trained and (new or not fits):
             logger.warning(
                 "%s: its labels are %s; %s was trained for %s, which its head will be for no longer",
