@@ -7,7 +7,7 @@ from backends import EVERY_CASE, arrays_of, assert_close, at_tokens, flatten, he
 
 from distilbert.core.errors import InputError
 from distilbert.core.outputs import is_per_token
-from distilbert.pt import products
+from distilbert.pt import attention, products
 from distilbert.pt.attention import Packing
 from distilbert.pt.inference import InferenceModel
 
@@ -120,6 +120,38 @@ def test_large_batches_go_by_pieces(case, monkeypatch):
     model.base_model.layers()[0].register_forward_pre_hook(lambda layer, given: hooked.append(given[0].shape[:-1]))
     outputs()
     assert len(hooked) == len(given)  # who looks on sees all at once
+
+
+@pytest.mark.skipif(not products.has_layout(torch.float32), reason="PyTorch lays out no float32 here")
+@pytest.mark.parametrize("first_token_only", [False, True])
+def test_keys_of_neighbours_may_be_read_and_do_not_count(first_token_only, monkeypatch):
+    model, generator = load("torch", "base"), torch.manual_seed(0)
+    lengths = [*range(1, 33), 31, 31, 31, 5, 5]
+    vectors = torch.randn(sum(lengths), model.config.dim, generator=generator).split(lengths)
+    ends = torch.tensor([0, *lengths]).cumsum(0)
+    masked, compute = [], attention.sdpa_attention
+
+    def note(query, key, value, visible, *more):
+        masked.append(visible is not None)
+        return compute(query, key, value, visible, *more)
+
+    @torch.inference_mode()
+    def outputs(vectors):
+        given = {"inputs_embeds": torch.cat(vectors), "cu_seqlens": ends, "first_token_only": first_token_only}
+        found = model(**given).last_hidden_state
+        return found.split(1 if first_token_only else lengths)
+
+    with torch.inference_mode():
+        alone = [model(inputs_embeds=each[None]).last_hidden_state[0] for each in vectors]
+    wanted = [each[:1, None] if first_token_only else each for each in alone]
+    monkeypatch.setattr(attention, "sdpa_attention", note)
+    for found, expected in zip(outputs(vectors), wanted, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert any(masked) and not all(masked)
+    broken = (*vectors[:20], vectors[20] * torch.nan, *vectors[21:])
+    for number, found in enumerate(outputs(broken)):
+        expected = wanted[number] * torch.nan if number == 20 else wanted[number]
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5, equal_nan=True)
 
 
 def test_where_padding_stays(monkeypatch):

@@ -9,8 +9,8 @@ B batch, H heads, L length (Q of queries), K size of a head, N sequences of T to
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from importlib.util import find_spec
 from itertools import groupby
 from typing import Any
@@ -19,6 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# PyTorch's kernel for CPUs takes exponentials of 16 scores at a time, and of those behind the last 16 one by one, which
+# costs more from so many on than scores of keys that a mask hides (measured: docs/performance.md).
+SCORES, FEW = 16, 4
 IMPLEMENTATIONS = ("sdpa", "flash_attention_2", "eager")
 HAS_VARLEN = find_spec("torch.nn.attention.varlen") is not None  # since PyTorch 2.10
 
@@ -65,10 +68,12 @@ class Sequences:
     Args:
         cu_seqlens: int32 (N + 1,), on the device of the tokens: where each sequence begins, and the last one ends.
         longest: at least the length of the longest.
+        reads_on: read the keys of the next sequence too where that is faster; they are hidden, but for being no number.
     """
 
     cu_seqlens: Tensor
     longest: int
+    reads_on: bool = False
 
     @classmethod
     def of_rectangle(cls, shape: torch.Size, device: torch.device) -> Sequences:
@@ -82,9 +87,19 @@ class Sequences:
         return self.cu_seqlens[:-1]
 
     @cached_property
-    def runs(self) -> list[tuple[int, int]]:
-        """Neighbours of equal length: how many, and how long. Waits for the device."""
-        return [(len(list(run)), length) for length, run in groupby(self.cu_seqlens.diff().tolist())]
+    def runs(self) -> list[tuple[int, int, int]]:
+        """Neighbours of equal length: how many, how long, and how many keys to read for each. Waits for the device."""
+        lengths = self.cu_seqlens.diff().tolist()
+        found, begin, total = [], 0, sum(lengths)
+        for length, run in groupby(lengths):
+            count = len(list(run))
+            keys = keys_to_read(length) if self.reads_on else length
+            # The windows of the last must not go on behind the last token.
+            reading = min(count, (total - begin - keys) // length + 1) if keys > length and begin + keys <= total else 0
+            found += [(reading, length, keys)] if reading else []
+            found += [(count - reading, length, length)] if reading < count else []
+            begin += count * length
+        return found
 
     def split(self, tokens: int) -> Iterator[tuple[slice, Sequences]]:
         """Parts of about that many tokens, no sequence in two of them: where each lies, and its sequences."""
@@ -93,7 +108,7 @@ class Sequences:
             is_last = number == len(ends) - 1
             if end > ends[start] and (is_last or ends[number + 1] - ends[start] > tokens):
                 part = self.cu_seqlens[start : number + 1]
-                yield slice(ends[start], end), Sequences(part - part[0], self.longest)
+                yield slice(ends[start], end), replace(self, cu_seqlens=part - part[0])
                 start = number
 
     def positions(self, count: int) -> Tensor:
@@ -147,6 +162,20 @@ class Packing:
         return values_N[self.rows]
 
 
+def keys_to_read(length: int) -> int:
+    """With how many keys attention on a CPU is fastest, where only ``length`` of them count."""
+    return length + (-length % SCORES if length % SCORES >= FEW else 0)
+
+
+@cache
+def hide_behind(length: int, keys: int, dtype: torch.dtype) -> Tensor:
+    """What to add to the scores (1, 1, 1, ``keys``) so that those behind ``length`` do not count."""
+    with torch.inference_mode(False):  # it will be used outside as well
+        added = torch.zeros(1, 1, 1, keys, dtype=dtype, device="cpu")
+        added[..., length:] = -torch.inf
+        return added
+
+
 def packed_attention(
     query_SHK: Tensor,
     key_THK: Tensor,
@@ -170,16 +199,20 @@ def packed_attention(
         return kernel(query_SHK, key_THK, value_THK, *both)
     contexts = []
     query_begin = begin = 0
-    for number, (count, length) in enumerate(sequences.runs, 1):
+    for number, (count, length, keys) in enumerate(sequences.runs, 1):
         asking = count if first_token_only else count * length
         if count == 1 and number == len(sequences.runs):  # copies of its last token may ask with it
             asking = len(query_SHK) - query_begin
         query_NHQK = query_SHK[query_begin : query_begin + asking].unflatten(0, (count, -1)).transpose(1, 2)
-        key_NHLK, value_NHLK = (
-            whole[begin : begin + count * length].unflatten(0, (count, length)).transpose(1, 2)
-            for whole in (key_THK, value_THK)
-        )
-        context_NHQK = sdpa_attention(query_NHQK, key_NHLK, value_NHLK, None, dropout)
+        if keys > length:
+            parts = (whole[begin : begin + (count - 1) * length + keys] for whole in (key_THK, value_THK))
+            key_NHLK, value_NHLK = (part.unfold(0, keys, length).transpose(2, 3) for part in parts)
+            visible = hide_behind(length, keys, query_SHK.dtype)
+        else:
+            parts = (whole[begin : begin + count * length] for whole in (key_THK, value_THK))
+            key_NHLK, value_NHLK = (part.unflatten(0, (count, length)).transpose(1, 2) for part in parts)
+            visible = None
+        context_NHQK = sdpa_attention(query_NHQK, key_NHLK, value_NHLK, visible, dropout)
         contexts.append(context_NHQK.transpose(1, 2).flatten(0, 1))
         query_begin += asking
         begin += count * length

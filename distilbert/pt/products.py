@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, ref
@@ -31,7 +32,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from distilbert.core.backends import has_int8_products
 from distilbert.core.batches import cached_tokens
 from distilbert.core.errors import InputError
-from distilbert.pt.attention import Sequences, first_tokens, fused_attention
+from distilbert.pt.attention import Sequences, first_tokens, fused_attention, keys_to_read
 from distilbert.pt.parameters import Container
 
 # What oneDNN can do to a product before it leaves the registers, by the config's name: name, and which approximation.
@@ -179,21 +180,36 @@ def run_laid_out(
     first_token_only: bool,
 ) -> Tensor:
     """Vectors (B, L, D) through all layers; with ``first_token_only`` to (B, 1, D), of a packed batch to (N, D)."""
-    done = []
-    for part_BLD, seen in by_pieces(hidden_BLD, visible):
-        shape, rows = part_BLD.shape[:-1], 0
-        if layouts[0].is_by_onednn:
-            if seen is None and any(map(missing_rows, (shape.numel(), shape[0]))):
-                seen = Sequences.of_rectangle(shape, part_BLD.device)
-            if isinstance(seen, Sequences):
-                rows = len(seen.first_tokens) if first_token_only else shape.numel()
-                part_BLD = fill_up(part_BLD.flatten(0, -2))
+
+    def run(part_BLD: Tensor, seen: Tensor | Sequences | None) -> Tensor:
         for layer, laid_out in zip(stack, layouts, strict=True):
             part_BLD = laid_out(layer, part_BLD, seen, first_token_only and layer is stack[-1])
-        if rows:
-            part_BLD = part_BLD[:rows].unflatten(0, (*shape[:-1], -1))
-        done.append(part_BLD)
+        return part_BLD
+
+    done = []
+    for part_BLD, seen in by_pieces(hidden_BLD, visible):
+        shape = part_BLD.shape[:-1]
+        if seen is None and is_better_packed(shape, layouts[0].is_by_onednn):
+            seen = Sequences.of_rectangle(shape, part_BLD.device)
+        if isinstance(seen, Sequences):
+            rows = len(seen.first_tokens) if first_token_only else shape.numel()
+            part_BLD = part_BLD.flatten(0, -2)
+            part_BLD = fill_up(part_BLD) if layouts[0].is_by_onednn else part_BLD
+            found = run(part_BLD, replace(seen, reads_on=True))[:rows]
+            if not found.sum().isfinite():  # one sequence may be no number: see Sequences
+                found = run(part_BLD, seen)[:rows]
+            done.append(found.unflatten(0, (*shape[:-1], -1)))
+        else:
+            done.append(run(part_BLD, seen))
     return done[0] if len(done) == 1 else torch.cat(done)
+
+
+def is_better_packed(shape: torch.Size, is_by_onednn: bool) -> bool:
+    """Whether a batch (B, L) without padding gains by what only packed ones have: see ``fill_up`` and ``Sequences``."""
+    rows, length = shape
+    return (rows > 1 and keys_to_read(length) > length) or (
+        is_by_onednn and any(map(missing_rows, (shape.numel(), rows)))
+    )
 
 
 def by_pieces(hidden_BLD: Tensor, visible: Tensor | Sequences | None) -> list[tuple[Tensor, Tensor | Sequences | None]]:
