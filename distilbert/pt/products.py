@@ -299,14 +299,16 @@ def product_in_bfloat16(weight_OD: Tensor, bias_O: Tensor, epilogue: tuple[str, 
 def product_in_int8(weight_OD: Tensor, scale_O: Tensor, bias_O: Tensor, epilogue: tuple[str, str]) -> Product:
     """By oneDNN, of values that are rounded each time."""
     laid_out, (name, variant) = torch.ops.onednn.qlinear_prepack(weight_OD, [ROWS, weight_OD.shape[1]]), epilogue
-    weights = (laid_out, scale_O, torch.zeros_like(scale_O, dtype=torch.int32), bias_O)  # where zero is: at 0
-    output: tuple[Any, ...] = (1.0, 0, torch.float32, name, [], variant)
+    weights = (laid_out, scale_O, torch.zeros_like(scale_O, dtype=torch.int32))  # where zero is: at 0
+    output = (1.0, 0, torch.float32)
+    activated, added = torch.ops.onednn.qlinear_pointwise, torch.ops.onednn.qlinear_pointwise.binary
     with warnings.catch_warnings(action="ignore"):  # see round_to_bytes
         round_to_bytes(torch.zeros(1, dtype=torch.float32, device=weight_OD.device))
 
     def multiply(value: Tensor, residual: Tensor | None = None) -> Tensor:
-        product = torch.ops.onednn.qlinear_pointwise(*round_to_bytes(value), *weights, *output)
-        return product if residual is None else product.add_(residual)
+        if residual is None:
+            return activated(*round_to_bytes(value), *weights, bias_O, *output, name, [], variant)
+        return added(*round_to_bytes(value), *weights, residual, bias_O, *output, 1.0, 0, "add", 1.0, "none", [], "")
 
     return multiply
 
