@@ -252,14 +252,33 @@ def _read_shards(name_or_path: str | Path, index: Path, form: Format, where: Map
     return tensors
 
 
+def load_config(
+    name_or_path: str | Path,
+    config: Config | str | Path | None,
+    overrides: Mapping[str, Any],
+    family: Family,
+    **where: Any,
+) -> Config:
+    """The stored config; or the given one, or that of another folder; with some fields replaced.
+
+    Raises:
+        CheckpointError: there is none.
+        ConfigError: it is not valid, or an override is not a config field.
+    """
+    if config is None or isinstance(config, (str, Path)):
+        return family.config.from_pretrained(name_or_path if config is None else config, **where, **overrides)
+    return config.from_dict(config.to_dict(), **overrides) if overrides else config
+
+
 def load(
     name_or_path: str | Path,
     head: str,
     *,
-    config: Config | None,
+    config: Config | str | Path | None,
     overrides: Mapping[str, Any],
     ignore_mismatched_sizes: bool,
     family: Family,
+    extras: Mapping[str, tuple[int, ...]] | None = None,
     **where: Any,
 ) -> tuple[Config, Tensors, LoadReport]:
     """What every backend's ``from_pretrained`` begins with: the config, and the tensors as ``match`` gives them.
@@ -268,14 +287,16 @@ def load(
         CheckpointError: the checkpoint is absent, damaged or unsafe, or does not fit the config.
         ConfigError: the config is not valid, or an override is not a config field.
     """
-    if config is None:
-        config = family.config.from_pretrained(name_or_path, **where, **overrides)
-    elif overrides:
-        config = config.from_dict(config.to_dict(), **overrides)
+    config = load_config(name_or_path, config, overrides, family, **where)
     stored, path = read_checkpoint(name_or_path, **where)
     listed = parameters(config, head, family)
     tensors, report = match(
-        stored, listed, source=str(path), ignore_mismatched_sizes=ignore_mismatched_sizes, family=family
+        stored,
+        listed,
+        source=str(path),
+        ignore_mismatched_sizes=ignore_mismatched_sizes,
+        family=family,
+        extras=extras or {},
     )
     return config, tensors, report
 
@@ -287,6 +308,7 @@ def match(
     source: str,
     ignore_mismatched_sizes: bool = False,
     family: Family = DISTILBERT,
+    extras: Mapping[str, tuple[int, ...]] | None = None,
 ) -> tuple[Tensors, LoadReport]:
     """Find each parameter's tensor in a checkpoint, by name, whichever framework's names and old names it uses.
 
@@ -298,6 +320,7 @@ def match(
         source: the checkpoint, as messages call it.
         ignore_mismatched_sizes: take a tensor of the wrong shape for missing instead of failing.
         family: whose prefix to look through.
+        extras: names and shapes of what the user's own subclass has besides; taken as stored.
 
     Returns:
         The tensors by canonical name, in PyTorch's orientation (none for missing and tied parameters, nor for a
@@ -309,7 +332,7 @@ def match(
     expected = tuple(expected)
     pairing = pair(tensors, expected, source=source, family=family)
     found: Tensors = {}
-    report = LoadReport(unexpected=pairing.unused)
+    report = LoadReport(unexpected=list(pairing.unused))
     for parameter in expected:
         if parameter.tied_to is not None:
             continue
@@ -322,6 +345,15 @@ def match(
             report.mismatched[parameter.name] = (tensor.shape, parameter.shape)
         else:
             found[parameter.name] = tensor
+    for name, shape in (extras or {}).items():
+        if name not in pairing.unused:
+            report.missing.append(name)
+            continue
+        report.unexpected.remove(name)
+        if tensors[name].shape != shape:
+            report.mismatched[name] = (tensors[name].shape, shape)
+        else:
+            found[name] = tensors[name]
     _judge(report, expected, source, ignore_mismatched_sizes)
     return found, report
 
@@ -438,6 +470,7 @@ class Save:
         file_format: str,
         max_shard_size: int | str,
         family: Family,
+        extras: Mapping[str, np.ndarray] | None = None,
     ) -> Save:
         """Arrange tensors under canonical names; see ``write_checkpoint``."""
         form = FORMATS.get(file_format)
@@ -446,7 +479,7 @@ class Save:
             raise InputError(f"the format is {file_format!r}, expected one of {', '.join(writable)}")
         owner = Owner(family, head, config, parameters(config, head, family))
         limit = _bytes(max_shard_size)
-        arranged = form.arrange(tensors, owner)
+        arranged = form.arrange(tensors, owner) | dict(extras or {})
         shards = [arranged] if form.is_one_file else _split(arranged, limit)
         filenames = [form.shard_file(number, len(shards)) for number in range(1, len(shards) + 1)]
         if len(shards) == 1:
@@ -489,6 +522,7 @@ def write_checkpoint(
     file_format: str = "safetensors",
     max_shard_size: int | str = "5GB",
     family: Family | None = None,
+    extras: Mapping[str, np.ndarray] | None = None,
 ) -> list[Path]:
     """Save a config and its weights, all of it or nothing.
 
@@ -502,6 +536,7 @@ def write_checkpoint(
         max_shard_size: bytes, or a text such as ``"500MB"``. Weights above it are split into several files
             with an index; a tensor larger than that has a file of its own. Keras 3's are always one file.
         family: what the parameters belong to, by default the config's.
+        extras: what a user's own subclass has besides, written as it is; in safetensors.
 
     Returns:
         The files written.
@@ -532,6 +567,7 @@ def write_checkpoint(
         file_format=file_format,
         max_shard_size=max_shard_size,
         family=family,
+        extras=extras,
     )
     form = save.form
     for other in list(FORMATS.values())[: list(FORMATS).index(file_format)]:

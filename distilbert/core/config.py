@@ -26,7 +26,8 @@ class Config:
     """What the configs of all families have in common; each family's class adds its own fields.
 
     Any field can be given by name; the first ones also by position, as in transformers. A key that is not
-    a field is kept in ``extra``, readable as an attribute and written back by ``save_pretrained``.
+    a field is kept in ``extra``, readable as an attribute and written back by ``save_pretrained``; so is an attribute
+    that is set later.
 
     Raises:
         ConfigError: a value that contradicts another one or is out of range. The message names the field.
@@ -109,7 +110,10 @@ class Config:
             value = {label: int(index) if str(index).isdecimal() else index for label, index in value.items()}
         elif name == "dtype" and value is not None:
             value = str(value).removeprefix("torch.")
-        object.__setattr__(self, name, value)
+        if name in self.field_names() or hasattr(type(self), name):
+            object.__setattr__(self, name, value)
+        else:
+            self.extra[name] = value
 
     def __getattr__(self, name: str) -> Any:  # only called for what is not a field
         if name in self.aliases:

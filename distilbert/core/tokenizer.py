@@ -237,6 +237,7 @@ class DistilBertTokenizer:
         self.model_max_length = int(model_max_length)
         self.padding_side = _one_of("padding_side", padding_side, SIDES)
         self.truncation_side = _one_of("truncation_side", truncation_side, SIDES)
+        self._warned_of_max_length = False
         self._lock = threading.Lock()  # padding and truncation are state of the Rust tokenizer
         if tokenizer_file is not None:
             self.backend_tokenizer = _read(tokenizer_file, Tokenizer.from_file)
@@ -392,7 +393,7 @@ class DistilBertTokenizer:
         *,
         add_special_tokens: bool = True,
         padding: bool | str = False,
-        truncation: bool | str = False,
+        truncation: bool | str | None = None,
         max_length: int | None = None,
         stride: int = 0,
         is_split_into_words: bool = False,
@@ -408,6 +409,8 @@ class DistilBertTokenizer:
     ) -> BatchEncoding:
         """Encode a text, a pair of texts, or a batch of either; arguments as in transformers.
 
+        A ``max_length`` alone, without ``truncation`` and ``padding``, cuts, and says so once.
+
         Returns:
             ``input_ids`` and ``attention_mask`` and what was asked for: lists, or integer arrays (B, L) of the
             framework ``return_tensors`` names (``"np"``, ``"pt"``, ``"tf"``, ``"jax"``).
@@ -419,10 +422,15 @@ class DistilBertTokenizer:
             not is_split_into_words or (bool(text) and isinstance(text[0], (list, tuple)))
         )
         pairs = _pairs(text, text_pair, is_batch, is_split_into_words)
+        if truncation is None and max_length is not None and not padding:
+            truncation = True
+            if not self._warned_of_max_length:
+                logger.warning("texts are cut to max_length=%d, as with truncation=True", max_length)
+                self._warned_of_max_length = True
         limit = self.model_max_length if max_length is None else max_length
         special = self.num_special_tokens_to_add(text_pair is not None) if add_special_tokens else 0
         with self._lock:
-            cut = self._set_truncation(truncation, limit, stride, special)
+            cut = self._set_truncation(truncation or False, limit, stride, special)
             self._set_padding(padding, limit, pad_to_multiple_of)
             encodings = self._encode(pairs, is_split_into_words, add_special_tokens)
         longest = max(map(len, encodings), default=0)

@@ -61,6 +61,11 @@ def get_activation(activation: str | Callable[..., Any]) -> Callable[..., Any]:
     return activation if callable(activation) else ACTIVATIONS[activation]
 
 
+def positions_of(given: Tensor) -> Tensor:
+    """The positions (1, L) of ids (B, L) or vectors (B, L, D)."""
+    return torch.arange(given.shape[1], device=given.device)[None]
+
+
 class Embeddings(FromSpec):
     """Word plus position embeddings, and for BERT segment embeddings, normalised."""
 
@@ -71,12 +76,14 @@ class Embeddings(FromSpec):
 
     def forward(
         self,
-        input_ids: Tensor | None,
-        position_ids: Tensor,
-        inputs_embeds: Tensor | None,
-        token_type_ids: Tensor | None,
+        input_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
     ) -> Tensor:
         """Ids (B, L), or word vectors (B, L, D) in their place, to vectors (B, L, D)."""
+        if position_ids is None:
+            position_ids = positions_of(inputs_embeds if input_ids is None else input_ids)  # type: ignore[arg-type]
         positions_1LD = self.part("positions")(position_ids)
         words_BLD = self.part("words")(input_ids) if inputs_embeds is None else inputs_embeds.to(positions_1LD.dtype)
         if "types" in self.paths:
@@ -102,9 +109,9 @@ class Layer(FromSpec):
     def forward(
         self,
         hidden_BLD: Tensor,
-        visible: Tensor | Sequences | None,
-        head_mask: Tensor | None,
-        fused: bool,
+        visible: Tensor | Sequences | None = None,
+        head_mask: Tensor | None = None,
+        fused: bool = True,
         first_token_only: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Vectors (B, L, D) to vectors (B, Q, D), and the attention probabilities unless ``fused``.
@@ -199,7 +206,7 @@ class Encoder(PreTrainedModel):
         fused = self.attn_implementation != "eager" and not output_attentions and head_mask is None
 
         hidden_states: tuple[Tensor, ...] = (hidden_BLD,)
-        attentions: tuple[Tensor, ...] = ()
+        attentions: tuple[Tensor | None, ...] = ()
         stack = self.layers()
         layouts: list[LaidOutLayer | None] = [None] * len(stack)
         if fused and can_be_laid_out(stack, hidden_BLD):  # asked before all layers: in between, memory would be cold
@@ -212,11 +219,13 @@ class Encoder(PreTrainedModel):
                 only_first = first_token_only and layer is stack[-1]
                 arguments = (hidden_BLD, visible, layer_head_mask, fused, only_first)
                 if laid_out is not None:
-                    hidden_BLD = laid_out(layer, hidden_BLD, visible, only_first)
+                    found = laid_out(layer, hidden_BLD, visible, only_first)
                 elif self.is_gradient_checkpointing and self.training:
-                    hidden_BLD, probability_BHQL = checkpoint(layer, *arguments, use_reentrant=False)
+                    found = checkpoint(layer, *arguments, use_reentrant=False)
                 else:
-                    hidden_BLD, probability_BHQL = layer(*arguments)
+                    found = layer(*arguments)
+                # A user's own layer, or a hook, may give the vectors alone.
+                hidden_BLD, probability_BHQL = (found, None) if isinstance(found, Tensor) else (*found, None)[:2]
                 if output_hidden_states:
                     hidden_states += (hidden_BLD,)
                 if output_attentions:
@@ -262,7 +271,7 @@ class Encoder(PreTrainedModel):
                 inputs["position_ids"] = sequences.positions(len(given))
             return inputs, None
         if inputs["position_ids"] is None:
-            inputs["position_ids"] = torch.arange(given.shape[1], device=given.device)[None]
+            inputs["position_ids"] = positions_of(given)
         if not (padding_free and self.can_pack(inputs)):
             return inputs, None
         visible_BL = visible_tokens(inputs["attention_mask"])[:, 0, 0]
@@ -288,6 +297,7 @@ class Encoder(PreTrainedModel):
             and not mask.is_floating_point()
             and mask.device.type in ("cpu", "cuda")
             and not is_traced()
+            and all(isinstance(layer, Layer) for layer in self.layers())  # a user's own layer may want whole rows
         )
 
     def layers(self) -> nn.ModuleList:
@@ -296,11 +306,10 @@ class Encoder(PreTrainedModel):
 
     def split_head_mask(self, head_mask: Tensor | None, hidden: Tensor) -> list[Tensor | None]:
         """One factor (1, H, 1, 1) a layer, from (H,) or (layers, H)."""
-        count = self.config.num_hidden_layers
         if head_mask is None:
-            return [None] * count
+            return [None] * len(self.layers())
         if head_mask.dim() == 1:
-            head_mask = head_mask.expand(count, -1)
+            head_mask = head_mask.expand(self.config.num_hidden_layers, -1)
         check_head_mask(tuple(head_mask.shape), self.config)
         return list(head_mask.to(hidden.dtype)[:, None, :, None, None].unbind())
 

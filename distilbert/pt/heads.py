@@ -103,6 +103,10 @@ class MaskedLM(HeadModel):
         """The projection from vectors to the vocabulary."""
         return self.part("decoder")
 
+    def set_output_embeddings(self, projection: nn.Module) -> None:
+        """Replace it; where the config ties its weight to the word embeddings, ``tie_weights`` makes them one again."""
+        self.set_submodule(self.paths["decoder"], projection)
+
 
 class NextSentencePrediction(HeadModel):
     """Tells whether the second text of a pair follows the first (0) or does not (1)."""

@@ -39,6 +39,17 @@ def fill(model: PreTrainedModel, tensors: Mapping[str, np.ndarray], dtype: torch
             initialize(value, parameter, model.config)
         replace_value(model, parameter.name, value)
     tie(model, listed)
+    if extras := extra_tensors(model):
+        stored = {name: to_tensor(tensors[name]) for name in extras if name in tensors}
+        model.load_state_dict(stored, strict=False)
+        model.to(device, dtype)
+
+
+def extra_tensors(model: PreTrainedModel, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """What the state dict of a user's own subclass, or of a model that got further modules, has besides the spec's."""
+    known = {parameter.name for parameter in model.parameter_list()}
+    own = model.state_dict()
+    return {name: value for name, value in (state_dict or own).items() if name in own and name not in known}
 
 
 def to_arrays(model: PreTrainedModel, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, np.ndarray]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -34,8 +35,11 @@ class PreTrainedModel(FromSpec):
 
     def __init__(self, config: Config, *, attn_implementation: str = "sdpa") -> None:
         super().__init__()
-        if not isinstance(config, self.family.config):
-            raise InputError(f"config is a {type(config).__name__}, expected a {self.family.config.__name__}")
+        if not isinstance(config, expected := self.family.config):
+            raise InputError(
+                f"config is a {type(config).__module__}.{type(config).__name__}, expected a distilbert."
+                f"{expected.__name__}; {expected.__name__}.from_dict(config.to_dict()) makes one of another library's"
+            )
         config.validate()
         if attn_implementation not in IMPLEMENTATIONS:
             raise InputError(
@@ -75,9 +79,9 @@ class PreTrainedModel(FromSpec):
 
         Padding stays in where something could tell the difference, or nothing would be won: in training; where the
         model looks at every place for its loss, or attentions, hidden states or head masks are asked for; with
-        ``"eager"`` attention; with a mask that is a float; with text classifiers, if padding comes first, as they
-        read the first place; on devices other than CPUs and CUDA; and where shapes may not depend on values, as in
-        ``torch.compile``, ``torch.export``, tracing and ``vmap``.
+        ``"eager"`` attention; where a layer is not the library's own; with a mask that is a float; with text
+        classifiers, if padding comes first, as they read the first place; on devices other than CPUs and CUDA; and
+        where shapes may not depend on values, as in ``torch.compile``, ``torch.export``, tracing and ``vmap``.
         """
         return self.base_model._is_padding_free  # type: ignore[return-value]
 
@@ -85,20 +89,27 @@ class PreTrainedModel(FromSpec):
     def is_padding_free(self, value: bool) -> None:
         self.base_model._is_padding_free = value
 
-    def num_parameters(self, only_trainable: bool = False) -> int:
-        """How many numbers the model holds, tied ones counted once."""
-        return sum(value.numel() for value in self.parameters() if value.requires_grad or not only_trainable)
+    @property
+    def num_labels(self) -> int:
+        """How many labels the config has."""
+        return self.config.num_labels
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """How many numbers the model holds, tied ones counted once; perhaps without those of ``nn.Embedding``."""
+        embeddings = {id(part.weight) for part in self.modules() if exclude_embeddings and type(part) is nn.Embedding}
+        counted = (value for value in self.parameters() if id(value) not in embeddings)
+        return sum(value.numel() for value in counted if value.requires_grad or not only_trainable)
 
     @classmethod
     def from_pretrained(
         cls,
         name_or_path: str | Path,
         *,
-        config: Config | None = None,
+        config: Config | str | Path | None = None,
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
         device_map: str | torch.device | Mapping[str, Any] | None = None,
-        attn_implementation: str = "sdpa",
+        attn_implementation: str | None = None,
         ignore_mismatched_sizes: bool = False,
         output_loading_info: bool = False,
         revision: str | None = None,
@@ -112,12 +123,12 @@ class PreTrainedModel(FromSpec):
 
         Args:
             name_or_path: a folder, or a Hub id.
-            config: used instead of the stored one.
+            config: used instead of the stored one; or the folder or Hub id that has it.
             dtype: of the parameters, float32 by default; ``"auto"`` keeps the stored one (``torch_dtype`` is
                 understood too).
             device: where to put the model, the CPU by default.
             device_map: as ``device``; ``"auto"`` takes a GPU where there is one.
-            attn_implementation: ``"sdpa"``, ``"flash_attention_2"`` or ``"eager"``; see ``DistilBertModel``.
+            attn_implementation: as of ``DistilBertModel``.
             ignore_mismatched_sizes: initialise what has another shape in the checkpoint, instead of failing.
             output_loading_info: also return the report of missing, unexpected and mismatched tensors.
             revision: a branch, tag or commit on the Hub.
@@ -134,21 +145,23 @@ class PreTrainedModel(FromSpec):
         """
         dtype = overrides.pop("torch_dtype", dtype)
         target = loading.parse_device(device if device is not None else device_map)
-        config, tensors, report = checkpoint.load(
+        where = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
+        config = checkpoint.load_config(name_or_path, config, overrides, cls.family, **where)
+        given = {"add_pooling_layer": add_pooling_layer, "attn_implementation": attn_implementation}
+        options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        # Layers of a user's own subclass begin with the values that it gives them.
+        with torch.device("meta") if cls.__module__.partition(".")[0] == "distilbert" else nullcontext():
+            model = cls(config, **options)
+        _, tensors, report = checkpoint.load(
             name_or_path,
             cls.family.pooled(cls.head, add_pooling_layer),
             config=config,
-            overrides=overrides,
+            overrides={},
             ignore_mismatched_sizes=ignore_mismatched_sizes,
             family=cls.family,
-            revision=revision,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            token=token,
+            extras={name: tuple(value.shape) for name, value in loading.extra_tensors(model).items()},
+            **where,
         )
-        options = {} if add_pooling_layer is None else {"add_pooling_layer": add_pooling_layer}
-        with torch.device("meta"):
-            model = cls(config, attn_implementation=attn_implementation, **options)
         loading.fill(model, tensors, loading.parse_dtype(dtype, tensors), target)
         model.eval()
         return (model, report) if output_loading_info else model
@@ -159,26 +172,47 @@ class PreTrainedModel(FromSpec):
         *,
         max_shard_size: int | str = "5GB",
         state_dict: Mapping[str, Tensor] | None = None,
+        is_main_process: bool = True,
+        save_function: Callable[..., Any] | None = None,
+        safe_serialization: bool = True,
     ) -> list[Path]:
         """Write ``config.json`` and the weights as safetensors, all of it or nothing.
+
+        What a subclass has besides, or a module that was added, is written too; ``from_pretrained`` of the subclass
+        reads it.
 
         Args:
             folder: where to; made if absent.
             max_shard_size: bytes or a text such as ``"200MB"``; larger weights are split, with an index.
             state_dict: values to save in place of the model's own.
+            is_main_process: False writes nothing: of several processes one is to write.
+            save_function: is not called; accelerate's scripts name one.
+            safe_serialization: likewise; only safetensors are written.
 
         Returns:
             The files written.
 
         Raises:
             CheckpointError: the folder cannot be written or the disk is full; what was there is unchanged.
+            InputError: the model lacks a parameter that its config asks for; or ``safe_serialization`` is False.
         """
+        if not safe_serialization:
+            raise InputError(
+                "safe_serialization is False, but only safetensors are written; `distilbert convert` has others"
+            )
+        if not is_main_process:
+            return []
         config = self.config.from_dict(
             self.config.to_dict(), architectures=[type(self).__name__], dtype=str(self.dtype)
         )
-        tensors = loading.to_arrays(self, state_dict)
         return checkpoint.write_checkpoint(
-            folder, config, tensors, head=self.head, max_shard_size=max_shard_size, family=self.family
+            folder,
+            config,
+            loading.to_arrays(self, state_dict),
+            head=self.head,
+            max_shard_size=max_shard_size,
+            family=self.family,
+            extras={name: loading.to_array(value) for name, value in loading.extra_tensors(self, state_dict).items()},
         )
 
     def train(self, mode: bool = True) -> Self:
@@ -211,6 +245,10 @@ class PreTrainedModel(FromSpec):
         section.set_submodule(section.paths["words"], embeddings)  # type: ignore[index, arg-type]
         self.tie_weights()
 
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The projection from vectors to the vocabulary; None in models without one."""
+        return None
+
     def get_position_embeddings(self) -> nn.Embedding:
         """The position embeddings, learned or sinusoidal."""
         return self._embedding("positions")
@@ -219,11 +257,21 @@ class PreTrainedModel(FromSpec):
         section = self.base_model.get_submodule(self.family.embeddings_path)
         return section.part(role)  # type: ignore[operator]
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
+    def gradient_checkpointing_enable(
+        self,
+        gradient_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
         """Trade time for memory in training: keep each layer's input only, and compute the rest again.
 
-        ``gradient_checkpointing_kwargs`` is accepted for Trainer's sake; the non-reentrant form is always used.
+        The arguments are those that Trainer gives. The non-reentrant form is always used, in every layer.
+
+        Raises:
+            InputError: only some layers are asked for, or that inputs are kept on the CPU.
         """
+        if every_n_layers != 1 or offload:
+            raise InputError(f"{every_n_layers=}, {offload=}: every layer's input is kept, where the layer computes")
         self.base_model.is_gradient_checkpointing = self.is_gradient_checkpointing = True
 
     def gradient_checkpointing_disable(self) -> None:

@@ -108,8 +108,13 @@ def replace_value(root: nn.Module, name: str, value: torch.Tensor) -> None:
     """Put ``value`` in the place of the parameter called ``name``; sizes and ``requires_grad`` follow."""
     path, _, leaf = name.rpartition(".")
     part = root.get_submodule(path)
-    setattr(part, leaf, nn.Parameter(value, requires_grad=part.get_parameter(leaf).requires_grad))
-    if value.dim() == 2:
+    put_value(part, leaf, nn.Parameter(value, requires_grad=part.get_parameter(leaf).requires_grad))
+
+
+def put_value(part: nn.Module, leaf: str, value: nn.Parameter) -> None:
+    """Make ``value`` the parameter called ``leaf`` of a module, whose sizes follow."""
+    setattr(part, leaf, value)
+    if value.dim() == 2 and type(part) in SIZES:
         for attribute, size in zip(SIZES[type(part)], value.shape, strict=True):
             setattr(part, attribute, size)
 
@@ -119,4 +124,4 @@ def tie(root: nn.Module, listed: Iterable[Parameter]) -> None:
     for parameter in listed:
         if parameter.tied_to is not None:
             path, _, leaf = parameter.name.rpartition(".")
-            setattr(root.get_submodule(path), leaf, root.get_parameter(parameter.tied_to))
+            put_value(root.get_submodule(path), leaf, root.get_parameter(parameter.tied_to))
