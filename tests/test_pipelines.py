@@ -108,6 +108,25 @@ def test_questions_come_in_many_forms(ask):
     assert pipe([{"question": "who?", "context": "film"}], top_k=3)[0][0]["answer"] == "film"
 
 
+def test_calls_that_transformers_takes(ask):
+    class Dataset:  # as PyTorch's: no iterator
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, number):
+            return ["a good film", "a bad film"][range(2)[number]]
+
+    classify, choose = ask("text-classification"), ask("zero-shot-classification")
+    both = classify(["a good film", "a bad film"])
+    assert list(classify(Dataset(), num_workers=2)) == both
+    assert classify("a good film and more", padding=True, truncation=True, max_length=5) == both[0]
+    assert choose("a film", ["good", "bad"]) == choose(sequences="a film", candidate_labels="good,bad")
+    answer = ask("question-answering")
+    assert answer("who?", "the cat sat") == answer({"question": "who?", "context": "the cat sat"})
+    by_number = pipeline("text-classification", classify.model.model, tokenizer=classify.tokenizer, device=-1)
+    assert by_number("a good film") == both[0]
+
+
 def test_long_questions_are_cut(ask, caplog):
     item = {"question": "film " * 20, "context": "the actor was wonderful"}
     cut = ask("question-answering")(item, max_question_len=5)

@@ -12,6 +12,7 @@ import torch.distributed
 import torch.multiprocessing
 from backends import EVERY_CASE, golden
 
+import distilbert
 from distilbert.core.errors import ConfigError, InputError
 from distilbert.core.outputs import ModelOutput
 
@@ -106,6 +107,71 @@ def test_resize_token_embeddings_keeps_rows_and_ties():
     model.resize_token_embeddings(50)
     assert model.config.vocab_size == 50
     assert torch.equal(model.get_input_embeddings().weight, before[:50])
+
+
+class WithMore(distilbert.DistilBertForSequenceClassification):
+    """What users make of a model: a layer and buffers of their own."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.second = torch.nn.Linear(config.dim, 3)
+        self.register_buffer("count", torch.tensor(7))
+        self.register_buffer("scales", torch.arange(3.0), persistent=False)
+
+
+def test_what_a_subclass_has_besides_is_saved_and_loaded(tmp_path, caplog):
+    model = WithMore(load("seqcls").config)
+    model.count += 1
+    model.save_pretrained(tmp_path)
+    loaded = WithMore.from_pretrained(tmp_path, dtype="bfloat16")
+    assert torch.equal(loaded.second.weight, model.second.weight.bfloat16())
+    assert loaded.count == 8 and loaded.scales.tolist() == [0, 1, 2] and not caplog.records
+    plain = load("seqcls")
+    plain.save_pretrained(tmp_path)
+    loaded, report = WithMore.from_pretrained(tmp_path, output_loading_info=True)
+    assert report.missing == ["count", "second.weight", "second.bias"] and "newly initialised" in caplog.text
+    assert not loaded.second.weight.is_meta and torch.equal(loaded.classifier.weight, plain.classifier.weight)
+    model.save_pretrained(tmp_path)
+    _, report = type(plain).from_pretrained(tmp_path, output_loading_info=True)
+    assert report.unexpected == ["count", "second.weight", "second.bias"]
+
+
+def test_what_scripts_for_transformers_ask_of_saving(tmp_path):
+    model = load("seqcls")
+    assert model.save_pretrained(tmp_path / "other", is_main_process=False, save_function=torch.save) == []
+    assert not (tmp_path / "other").exists()
+    model.save_pretrained(tmp_path, is_main_process=True, save_function=torch.save, safe_serialization=True)
+    assert type(model).from_pretrained(tmp_path, config=tmp_path, attn_implementation=None).num_labels == 3
+    with pytest.raises(InputError, match="only safetensors are written"):
+        model.save_pretrained(tmp_path, safe_serialization=False)
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+@pytest.mark.parametrize("give", [lambda hidden: hidden, lambda hidden: (hidden,)], ids=["tensor", "tuple"])
+def test_layers_of_ones_own_and_fewer_of_them(give, is_training):
+    class Own(torch.nn.Module):
+        def forward(self, hidden_BLD, *masks):
+            assert hidden_BLD.dim() == 3  # whole rows, with their padding
+            return give(-hidden_BLD)
+
+    model, mask = load("base").train(is_training), torch.tensor([[1, 1, 1], [1, 1, 0]])
+    with torch.no_grad():
+        model.transformer.layer = model.transformer.layer[:2]
+        model.transformer.layer[1] = Own()
+        found = model(torch.ones(2, 3, dtype=torch.long), mask, output_hidden_states=not is_training)
+    assert found.last_hidden_state.shape == (2, 3, model.config.dim)
+    if not is_training:
+        assert torch.equal(found.hidden_states[2], -found.hidden_states[1])
+
+
+def test_parts_that_are_called_alone():
+    model, ids = load("seqcls"), torch.ones(2, 3, dtype=torch.long)
+    hidden = model.distilbert(ids, output_hidden_states=True).hidden_states
+    assert torch.equal(model.distilbert.embeddings(ids), hidden[0])
+    torch.testing.assert_close(model.distilbert.transformer.layer[0](hidden[0])[0], hidden[1])
+    assert model.get_output_embeddings() is None
+    embeddings = sum(part.weight.numel() for part in model.modules() if isinstance(part, torch.nn.Embedding))
+    assert model.num_parameters(exclude_embeddings=True) == model.num_parameters() - embeddings
 
 
 def test_gradient_checkpointing_gives_the_same_gradients():

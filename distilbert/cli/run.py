@@ -134,6 +134,9 @@ def run(
     truncation: Annotated[
         bool | None, typer.Option(help="Cut texts that are too long, with a warning, or refuse them.", **STREAMS)
     ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens to cut texts to; by default what the model reads.", **STREAMS)
+    ] = None,
     aggregation_strategy: Annotated[
         Strategy | None, typer.Option(help="How tokens become entities; by default not at all.", **TOKENS)
     ] = None,

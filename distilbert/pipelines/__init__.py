@@ -47,8 +47,8 @@ def pipeline(
     *,
     tokenizer: DistilBertTokenizer | str | Path | None = None,
     backend: str = "auto",
-    dtype: str | None = None,
-    device: str | None = None,
+    dtype: Any = None,
+    device: Any = None,
     batch_size: int | str = "auto",
     revision: str | None = None,
     cache_dir: str | Path | None = None,
@@ -66,8 +66,9 @@ def pipeline(
         tokenizer: the model's, or where it is; by default where the model is.
         backend: ``"pt"``, ``"tf"`` or ``"flax"``; ``"auto"`` takes the first that is installed.
         dtype: ``"float32"`` (the default), ``"bfloat16"``, ``"float16"``; on PyTorch and CPUs ``"int8"``; or
-            ``"auto"``: what the device is fastest at, less int8.
-        device: for example ``"cpu"`` or ``"cuda:0"``; by default a GPU where there is one.
+            ``"auto"``: what the device is fastest at, less int8. ``torch_dtype`` is understood too.
+        device: for example ``"cpu"`` or ``"cuda:0"``; by default a GPU where there is one. As in transformers
+            -1 is the CPU, and other numbers are GPUs.
         batch_size: sequences that the model sees at a time; ``"auto"`` fills batches by their number of tokens.
         revision: a branch, tag or commit on the Hub.
         cache_dir: where the Hub's files are kept.
@@ -80,6 +81,9 @@ def pipeline(
         InputError: no such task, option or device.
         MissingBackendError: the framework, or any, is not installed.
     """
+    dtype = options.pop("torch_dtype", dtype)
+    if isinstance(device, int):
+        device = "cpu" if device < 0 else f"cuda:{device}"
     cls = TASKS.get(ALIASES.get(task, task)) if isinstance(task, str) else task
     if not (isinstance(cls, type) and issubclass(cls, Pipeline)):
         raise InputError(f"task is {task!r}, expected one of {', '.join((*TASKS, *ALIASES))}")

@@ -15,7 +15,7 @@ from tokenizers import Encoding
 
 from distilbert.core.errors import InputError
 from distilbert.pipelines.batching import Arrays
-from distilbert.pipelines.pipeline import Pipeline, Sample
+from distilbert.pipelines.pipeline import Pipeline, Sample, require_count
 
 # From the states (L, D) of all tokens, special ones too, to one vector (D,).
 POOLINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -34,13 +34,17 @@ class Options:
             those of all; None gives every token's.
         normalize: make the vectors of texts one long.
         truncation: cut texts that are too long for the model, with a warning; otherwise they are an error.
+        max_length: tokens to cut texts to, by default as many as the model reads.
     """
 
     pooling: str | None = None
     normalize: bool = True
     truncation: bool = True
+    max_length: int | None = None
 
     def __post_init__(self) -> None:
+        if self.max_length is not None:
+            require_count("max_length", self.max_length)
         if self.pooling not in (None, *POOLINGS):
             raise InputError(f"pooling is {self.pooling!r}, expected one of {', '.join(POOLINGS)}, or None")
 
@@ -63,7 +67,7 @@ class FeatureExtractionPipeline(Pipeline):
 
     def encode(self, items: Sequence[str], options: Options) -> list[Sample]:
         """One window each."""
-        return self.encode_whole(items, options.truncation)
+        return self.encode_whole(items, options.truncation, options.max_length)
 
     def keep(self, sample: Sample, window: Encoding, outputs: Arrays, options: Options) -> np.ndarray:
         """The vectors, as an array of their own: a part of the batch's would keep all of it in memory."""

@@ -1,7 +1,8 @@
 """Fill mask: which words may stand where a text has ``[MASK]``.
 
 Options, keys and results are those of transformers 4.57's pipeline, but that a ``top_k`` above the size of the
-vocabulary gives all of it; there, it is an error.
+vocabulary gives all of it; there, it is an error. A list of one text gives a list with
+its answer; there, the answer alone.
 """
 
 from __future__ import annotations

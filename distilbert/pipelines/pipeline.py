@@ -22,6 +22,9 @@ LOOK_AHEAD = 1024
 LOOK_AHEAD_BATCHES = 16
 FIRST_LOOK_AHEAD = 64  # doubles from there: who reads the first answers shall not wait for the thousandth item
 
+# What calls of transformers' pipelines have, and what no answer depends on here.
+WITHOUT_EFFECT = ("padding", "num_workers")
+
 Answer = Any
 
 
@@ -64,9 +67,9 @@ class Pipeline:
         """Answer for one item, or for many.
 
         Args:
-            inputs: an item; a list or tuple of them; or any other iterable, of any length.
+            inputs: an item; a list or tuple of them; or any other iterable, of any length, or a data set of PyTorch's.
             batch_size: for this call only.
-            options: for this call only.
+            options: for this call only; ``padding`` and ``num_workers`` are taken and change nothing.
 
         Returns:
             The answer; a list of answers; or an iterator over them that reads ahead, by 64 items at first and then by
@@ -83,6 +86,8 @@ class Pipeline:
             return list(self._stream(inputs, size, chosen))
         if isinstance(inputs, Iterable) and not isinstance(inputs, (bytes, bytearray)):
             return self._stream(inputs, size, chosen, FIRST_LOOK_AHEAD)
+        if hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__") and not isinstance(inputs, (bytes, bytearray)):
+            return self._stream((inputs[n] for n in range(len(inputs))), size, chosen, FIRST_LOOK_AHEAD)
         raise InputError(f"the input is of type {type(inputs).__name__}, expected a text, or many")
 
     def answer_windows(self, windows: Iterable[Sequence[Any]], *, done: int = 0) -> Iterator[list[Answer]]:
@@ -213,20 +218,26 @@ class Pipeline:
             return []
         return self.tokenizer(list(texts), pairs, verbose=False, **options).encodings or []
 
-    def encode_whole(self, items: Sequence[Any], truncation: bool) -> list[Sample]:
-        """One window for each text, cut at the model's limit where that is allowed."""
-        return self.encode_several(items, [[item] for item in items], truncation)
+    def encode_whole(self, items: Sequence[Any], truncation: bool, max_length: int | None = None) -> list[Sample]:
+        """One window for each text, cut at the model's limit where that is allowed, or at ``max_length``."""
+        return self.encode_several(items, [[item] for item in items], truncation, max_length)
 
     def encode_several(
-        self, items: Sequence[Any], texts: Sequence[Sequence[Any]], truncation: bool | str
+        self,
+        items: Sequence[Any],
+        texts: Sequence[Sequence[Any]],
+        truncation: bool | str,
+        max_length: int | None = None,
     ) -> list[Sample]:
         """A window for each of the texts, or pairs, that an item is asked with; ``truncation`` as in the tokenizer."""
-        options: dict[str, Any] = {"truncation": truncation, "max_length": self.limit} if truncation else {}
+        limit = min(self.limit, max_length or self.limit)
+        options: dict[str, Any] = {"truncation": truncation, "max_length": limit} if truncation else {}
         encodings = iter(self.tokenize([text for of_item in texts for text in of_item], **options))
         samples = []
         for item, of_item in zip(items, texts, strict=True):
             windows = list(islice(encodings, len(of_item)))
-            samples.append(Sample(item, windows, any(window.overflowing for window in windows)))
+            is_cut = limit == self.limit and any(window.overflowing for window in windows)
+            samples.append(Sample(item, windows, is_cut))
         self.check_lengths(samples)
         return samples
 
@@ -252,6 +263,7 @@ class Pipeline:
             InputError: no such option, or out of range.
         """
         names = [field.name for field in fields(cls.options_class)]
+        changes = {name: value for name, value in changes.items() if name not in WITHOUT_EFFECT}
         for name in changes:
             if name not in names:
                 expected = ", ".join(names) or "none"

@@ -101,18 +101,19 @@ class QuestionAnsweringPipeline(Pipeline):
     def __call__(
         self,
         inputs: Any = None,
+        context: str | Sequence[str] | None = None,
         *,
         question: str | Sequence[str] | None = None,
-        context: str | Sequence[str] | None = None,
         batch_size: int | str | None = None,
         **options: Any,
     ) -> Any:
         """Answer one question, or many.
 
         Args:
-            inputs: an item; a list or tuple of them; or any other iterable.
-            question: instead of ``inputs``: a question, or a list of them.
-            context: with ``question``: its context; for a list, one for each or one for all.
+            inputs: an item; a list or tuple of them; or any other iterable. With ``context``: a question, or a list of
+                them.
+            context: of the question; for a list, one for each or one for all.
+            question: another name of ``inputs`` with ``context``.
             batch_size: for this call only.
             options: for this call only.
 
@@ -122,10 +123,10 @@ class QuestionAnsweringPipeline(Pipeline):
         Raises:
             InputError: an item or an option that makes no sense, or a question that leaves no room for its context.
         """
-        if inputs is None:
-            inputs = _pair(question, context)
-        elif question is not None or context is not None:
-            raise InputError("got both inputs and question= or context=, expected one or the other")
+        if inputs is not None and question is not None:
+            raise InputError("got both inputs and question=, expected one or the other")
+        if inputs is None or context is not None:
+            inputs = _pair(inputs if question is None else question, context)
         return super().__call__(inputs, batch_size=batch_size, **options)
 
     @classmethod

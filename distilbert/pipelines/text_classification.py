@@ -1,4 +1,8 @@
-"""Text classification: labels and scores for each text, or pair of texts."""
+"""Text classification: labels and scores for each text, or pair of texts.
+
+Options, keys and scores are those of transformers 4.57's pipeline. The answer for one text is the one that it has in a
+list of texts, a mapping; there, a text alone has a list with it.
+"""
 
 from __future__ import annotations
 
@@ -37,13 +41,17 @@ class Options:
         function_to_apply: from logits to scores: ``"softmax"``, ``"sigmoid"`` or ``"none"``; by default none for
             regression, sigmoid for one label or several at a time, softmax for others.
         truncation: cut texts that are too long for the model, with a warning; otherwise they are an error.
+        max_length: tokens to cut texts to, by default as many as the model reads.
     """
 
     top_k: int | None = 1
     function_to_apply: str | None = None
     truncation: bool = True
+    max_length: int | None = None
 
     def __post_init__(self) -> None:
+        if self.max_length is not None:
+            require_count("max_length", self.max_length)
         if self.top_k is not None:
             require_count("top_k", self.top_k)
         if self.function_to_apply not in (None, *FUNCTIONS):
@@ -75,7 +83,7 @@ class TextClassificationPipeline(Pipeline):
 
     def encode(self, items: Sequence[Any], options: Options) -> list[Sample]:
         """One window each."""
-        return self.encode_whole(items, options.truncation)
+        return self.encode_whole(items, options.truncation, options.max_length)
 
     def answer(self, sample: Sample, kept: list[Any], options: Options) -> Classification | list[Classification]:
         """The best labels."""

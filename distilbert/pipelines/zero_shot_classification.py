@@ -81,6 +81,22 @@ class ZeroShotClassificationPipeline(Pipeline):
     head = "sequence-classification"
     options_class = Options
 
+    def __call__(
+        self,
+        inputs: Any = None,
+        candidate_labels: str | Sequence[str] | None = None,
+        *,
+        sequences: Any = None,
+        batch_size: int | str | None = None,
+        **options: Any,
+    ) -> Any:
+        """Classify one text, or many; ``sequences`` is another name of ``inputs``. See ``Pipeline``."""
+        if (inputs is None) == (sequences is None):
+            raise InputError("expected either inputs or sequences")
+        if candidate_labels is not None:
+            options["candidate_labels"] = candidate_labels
+        return super().__call__(sequences if inputs is None else inputs, batch_size=batch_size, **options)
+
     @cached_property
     def entailment_id(self) -> int:
         """Which logit says that the text entails the hypothesis."""
