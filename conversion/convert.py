@@ -136,6 +136,8 @@ def convert(
         files = (*save.written, *travelling)
         if not dry_run:
             older = _older(target, to, opened.family, same).difference(files)
+            if travelling and not same:  # a tokenizer.json would be read instead of a new vocab.txt
+                older |= set(TOKENIZER_FILES).difference(files)
             total = sum(tensor.nbytes for tensor in tensors.values())
             with _written(target, tuple(older)) as stage:
                 with counted(lambda size: progress(size, total)):
@@ -182,26 +184,25 @@ def _cast(
         return
     folder = next(place for place in (target.resolve(), *target.resolve().parents) if place.exists())
     cast: dict[str, np.ndarray] = {}
-    try:
-        with _explained(folder), tempfile.TemporaryFile(dir=folder) as file:
-            for name, tensor in floats.items():
-                start, size = file.seek(0, os.SEEK_END), tensor.size * wanted.itemsize
-                if hasattr(os, "posix_fallocate"):  # a disk that is full says so here, and only stops us below
-                    os.posix_fallocate(file.fileno(), start, size)
-                else:
-                    file.truncate(start + size)
-                cast[name] = np.memmap(file, wanted, "r+", start, tensor.shape)
-                for row in range(0, len(tensor), TILE):
-                    rows = np.s_[row : row + TILE]
-                    with np.errstate(over="raise"):
-                        cast[name][rows] = tensor[rows]
-                    forget(cast[name][rows])
-                    if tensor.flags.c_contiguous:
-                        forget(tensor[rows])
-                forget(tensor)
-            yield tensors | cast
-    except FloatingPointError:
-        raise InputError(f"{name} has values too large for {dtype}; choose bfloat16, or leave the type") from None
+    with _explained(folder), tempfile.TemporaryFile(dir=folder) as file:
+        for name, tensor in floats.items():
+            start, size = file.seek(0, os.SEEK_END), tensor.size * wanted.itemsize
+            if hasattr(os, "posix_fallocate"):  # a disk that is full says so here, and only stops us below
+                os.posix_fallocate(file.fileno(), start, size)
+            else:
+                file.truncate(start + size)
+            cast[name] = np.memmap(file, wanted, "r+", start, tensor.shape)
+            for row in range(0, len(tensor), TILE):
+                rows = np.s_[row : row + TILE]
+                with np.errstate(over="ignore"):
+                    cast[name][rows] = tensor[rows]
+                if np.isfinite(cast[name][rows]).sum() < np.isfinite(tensor[rows]).sum():
+                    raise InputError(f"{name} has values too large for {dtype}; choose bfloat16, or leave the type")
+                forget(cast[name][rows])
+                if tensor.flags.c_contiguous:
+                    forget(tensor[rows])
+            forget(tensor)
+        yield tensors | cast
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,6 +69,17 @@ def test_progress_names_the_total_of_a_file(tmp_path):
         os.close(terminal)
         assert process.wait(timeout=120) == 0
         assert count in screen
+
+
+def test_a_terminal_that_is_no_utf8(tmp_path):
+    folder = tmp_path / "日本"
+    shutil.copytree(MODEL, folder, ignore=lambda *_: ["pytorch_model.bin", "tf_model.h5", "flax_model.msgpack"])
+    arguments = [sys.executable, "-m", "distilbert", "inspect", folder]
+    for more in ([], ["--json"]):
+        done = subprocess.run([*arguments, *more], capture_output=True, env=os.environ | {"PYTHONIOENCODING": "cp1252"})
+        assert done.returncode == 0, done.stderr
+        assert rb"\u65e5\u672c" in done.stdout
+    assert json.loads(done.stdout)["path"].startswith(str(folder))
 
 
 def test_top_k_and_function():

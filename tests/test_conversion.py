@@ -18,6 +18,7 @@ from distilbert.conversion import convert, inspect
 from distilbert.core.checkpoint import FORMATS
 from distilbert.core.errors import CheckpointError, InputError
 from distilbert.core.formats import flax_msgpack, h5, keras, safetensors, torch_bin
+from distilbert.core.tokenizer import DistilBertTokenizer
 
 READERS = {
     "safetensors": safetensors.read,
@@ -353,8 +354,9 @@ def test_progress_adds_up(to, size, checkpoint, tmp_path):
     assert sum(size for size, _ in seen) == total == sum(v.nbytes for v in read(checkpoint, "safetensors").values())
 
 
-def test_a_cast_that_would_overflow_is_refused(checkpoint, tmp_path):
-    tensors = dict(safetensors.read(checkpoint / "model.safetensors"))
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_a_cast_that_would_overflow_is_refused(dtype, checkpoint, tmp_path):
+    tensors = {name: value.astype(dtype) for name, value in safetensors.read(checkpoint / "model.safetensors").items()}
     tensors["classifier.bias"] = np.full_like(tensors["classifier.bias"], 1e6)
     safetensors.write(tmp_path / "new", tensors)
     (tmp_path / "new").replace(checkpoint / "model.safetensors")
@@ -362,6 +364,17 @@ def test_a_cast_that_would_overflow_is_refused(checkpoint, tmp_path):
         convert(checkpoint, tmp_path / "half", "safetensors", dtype="float16")
     assert not (tmp_path / "half").exists()
     convert(checkpoint, tmp_path / "half", "safetensors", dtype="bfloat16")
+
+
+def test_the_tokenizer_of_what_was_there_goes(checkpoint, tmp_path):
+    before = DistilBertTokenizer.from_pretrained(checkpoint)
+    words = before.convert_ids_to_tokens(range(len(before)))
+    (checkpoint / "vocab.txt").write_text("".join(f"{word}\n" for word in [*words[:5], *words[:4:-1]]))
+    convert(checkpoint, tmp_path / "target", "torch")
+    before.save_pretrained(tmp_path / "target")  # with a tokenizer.json, which comes first
+    convert(checkpoint, tmp_path / "target", "torch", overwrite=True)
+    new = DistilBertTokenizer.from_pretrained(tmp_path / "target")
+    assert new.vocab == DistilBertTokenizer.from_pretrained(checkpoint).vocab != before.vocab
 
 
 def test_a_dry_run_cannot_be_verified(checkpoint, tmp_path):

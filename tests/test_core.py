@@ -58,6 +58,11 @@ def test_config_defaults_aliases_and_unknown_keys(tmp_path):
         ({"problem_type": "poetry"}, "problem_type"),
         ({"id2label": {0: "a", 2: "b"}}, "id2label"),
         ({"pruned_heads": {9: [0]}}, "layer 9"),
+        ({"pruned_heads": {0: [[1]]}}, "pruned_heads of layer 0 is"),
+        ({"pruned_heads": {0: [1, "a"]}}, "pruned_heads of layer 0 is"),
+        ({"id2label": {0: ["a"], 1: "b"}}, "id2label of 0 is \\['a'\\], expected a name"),
+        ({"vocab_size": 1 << 62}, "vocab_size is 4611686018427387904, expected at most 100000000"),
+        ({"max_position_embeddings": 10**13}, "max_position_embeddings is 10000000000000, expected at most 1000000"),
         ({"num_labels": 0}, "num_labels"),
         ({"num_labels": 3, "id2label": {0: "a"}}, "num_labels is 3"),
     ],
@@ -243,6 +248,49 @@ def test_a_crash_leaves_all_of_the_old_or_all_of_the_new(tmp_path, monkeypatch, 
     monkeypatch.undo()
     checkpoint.write_checkpoint(tmp_path, TINY, new, head="base")
     assert not (tmp_path / files.COMMITTED).exists()
+
+
+@pytest.mark.parametrize("link", ["parent", "file", "all"])
+def test_nothing_is_written_through_links(link, tmp_path):
+    """Whoever made a folder may have put a save into it that seems to be unfinished, and links beside it."""
+    outside, folder = tmp_path / "outside", tmp_path / "folder"
+    (outside / "inner").mkdir(parents=True)
+    (outside / "inner" / "key").write_text("mine")
+    folder.mkdir()
+    if link == "all":
+        (folder / files.COMMITTED).symlink_to(outside)
+    else:
+        (folder / files.COMMITTED / "inner").mkdir(parents=True)
+        (folder / "inner").symlink_to(outside / "inner")
+        theirs = folder / files.COMMITTED / "inner" / "key"
+        theirs.symlink_to("/etc/hostname") if link == "file" else theirs.write_text("theirs")
+    with pytest.raises(CheckpointError, match="a symbolic link leads out of"):
+        TINY.save_pretrained(folder)
+    assert (outside / "inner" / "key").read_text() == "mine"
+
+
+def test_attributes_of_a_config_are_kept(tmp_path):
+    config = DistilBertConfig(**TINY.to_dict())
+    config.threshold = 0.5
+    config.save_pretrained(tmp_path)
+    loaded = DistilBertConfig.from_pretrained(tmp_path)
+    assert loaded.threshold == 0.5 and loaded == config != TINY
+    config.note = "\ud800"
+    with pytest.raises(ConfigError, match="cannot be written as UTF-8"):
+        config.save_pretrained(tmp_path)
+
+
+def test_a_device_is_written_to_and_not_replaced(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    with files.replace_file(tmp_path / "link") as file:
+        file.write("a page")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_text() == "a page"
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    with files.replace_file(tmp_path / "pipe") as file:
+        file.write("a page")
+    assert os.read(reader, 100) == b"a page" and (tmp_path / "pipe").is_fifo()
+    os.close(reader)
 
 
 def test_names_that_are_not_folders(tmp_path):

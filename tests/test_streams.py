@@ -155,6 +155,16 @@ def test_a_failure_keeps_the_answers_and_the_old_file(tmp_path):
     assert [json.loads(line) for line in path.read_text().splitlines()] == LABELS
 
 
+def test_a_run_that_began_meanwhile_is_left_alone(tmp_path, caplog):
+    late = Output(str(tmp_path / "out.jsonl"), None, ("label", "score"))
+    with Output(str(tmp_path / "out.jsonl"), None, ("label", "score")).open() as writer:
+        with pytest.raises(InputError, match=r"out.jsonl.partial is there by now, of another run"), late.open():
+            pass
+        writer.write([""] * len(LABELS), LABELS)
+    assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == LABELS
+    assert not caplog.records
+
+
 @pytest.mark.parametrize(
     "name, content, message",
     [

@@ -152,6 +152,29 @@ def test_truncation_and_overflow(tokenizer):
     ]
 
 
+def test_a_length_alone_cuts_as_in_transformers(tokenizer, caplog):
+    whole = tokenizer("a good film and a bad one").input_ids
+    for _ in range(2):
+        assert tokenizer("a good film and a bad one", max_length=4).input_ids == [*whole[:3], whole[-1]]
+    assert caplog.text.count("texts are cut to max_length=4, as with truncation=True") == 1
+    assert tokenizer("a good film and a bad one", max_length=4, truncation=False).input_ids == whole
+    assert tokenizer("a good film and a bad one", max_length=4, padding="max_length").input_ids == whole
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"do_lower_case": 1}, {"model_max_length": "512x"}, {"model_max_length": float("inf")}),
+        *({"never_split": float("nan")}, {"unk_token": 5}),
+    ],
+)
+def test_stored_options_of_another_type_are_explained(options, tokenizer, tmp_path):
+    tokenizer.save_vocabulary(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(options))
+    with pytest.raises(CheckpointError, match="the tokenizer's options make no sense: "):
+        DistilBertTokenizer.from_pretrained(tmp_path)
+
+
 def test_split_words_and_offsets(tokenizer):
     encoded = tokenizer(["good", "films"], is_split_into_words=True)
     assert encoded.word_ids() == [None, 0, 1, 1, None]

@@ -461,6 +461,7 @@ def test_a_run_that_never_began_holds_nothing(tiny, files, tmp_path):
         ("text-classification", "a film\tgood\nthe plot\t\n", r"data:2: has no label"),
         ("text-classification", "a film\tgood\nthe plot\tgood\n", r"data: all labels are 'good', expected two classes"),
         ("text-classification", "a film\t0\nthe plot\t0\n", r"data: all labels are '0', expected two classes"),
+        ("text-classification", "tweet\tstars\na\t1\nb\t0.5\n", r"data: the first label is 'stars', and all others"),
         ("text-classification", "".join(f"good\ttext {n}\n" for n in range(30)), "30 different labels for 30 texts"),
         ("token-classification", "a film is\tgood\n", "data: most words are several, such as 'a film is'"),
         ("ner", "", "data: holds no examples"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import os
 import sys
@@ -71,7 +72,9 @@ def main() -> None:
     logger = logging.getLogger("distilbert")
     logger.addHandler(handler)
     logger.propagate = False
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries would bury our one line
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries would bury our one line
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what is no UTF-8 lacks much of what tables are made of
     # Other commands need modules that this one should not wait for.
     called = sys.argv[1:2]
     make_app(called if called and called[0] in COMMANDS else COMMANDS)()

@@ -319,11 +319,16 @@ class Output:
     def _open_partial(self) -> Iterator[Any]:
         assert self.path is not None
         partial = self.partial
-        present = partial if partial.exists() else self.path
-        is_resumed = self.is_resumed and present.exists()
+        earlier = partial if partial.exists() else self.path
+        is_resumed = self.is_resumed and earlier.exists()
+        present = earlier if is_resumed else partial
         file: IO[bytes] | None = None
+        is_begun = not is_resumed
         try:
-            file = present.open("r+b") if is_resumed else partial.open("w+b")
+            try:
+                file = present.open("r+b" if is_resumed else "x+b")
+            except FileExistsError:  # since it was looked for: of another run
+                raise InputError(f"{partial} is there by now, of another run; wait for it") from None
             writer = WRITERS[self.kind](file, self.columns)
             if is_resumed:
                 try:
@@ -333,6 +338,7 @@ class Output:
                 file.seek(end)
                 file.truncate()
                 present.rename(partial)
+                is_begun = True
             yield writer
             writer.close()
             file.flush()
@@ -345,12 +351,11 @@ class Output:
         finally:
             if file is not None:
                 file.close()
-            if partial.is_file() and not partial.stat().st_size:
+            is_left = file is not None and is_begun and partial.is_file()
+            if is_left and (not partial.stat().st_size or self.kind == "npz"):
                 partial.unlink()
-            elif partial.is_file() and self.kind != "npz":
+            elif is_left:
                 logger.warning("%s has the answers so far; --resume goes on", partial)
-            elif partial.is_file():
-                partial.unlink()
 
 
 def _entries(answer: Any) -> list[Mapping[str, Any]]:

@@ -43,7 +43,7 @@ distilbert convert FOLDER_WITH_A_BERT exact --to safetensors --to-family distilb
 INSPECT_EPILOG = """
 [bold]Examples[/bold]
 
-distilbert inspect distilbert/distilbert-base-uncased
+distilbert inspect FOLDER
 
 distilbert inspect old/tf_model.h5 --json
 """
@@ -84,7 +84,8 @@ def convert(
         others = {
             **{"--from": source_format, "--head": head, "--dtype": dtype, "--json": as_json},
             **{"--allow-unused": allow_unused, "--allow-missing": allow_missing},
-            **{"--dry-run": dry_run, "--verify": verify},
+            **{"--dry-run": dry_run, "--verify": verify, "--atol": atol != ATOL},
+            **{"--max-shard-size": max_shard_size != "5GB", "--to keras-hub": to == "keras-hub"},
         }
         for name, value in others.items():
             if value:

@@ -69,7 +69,8 @@ def parse_batch_size(value: str) -> int | str:
 
 def print_json(content: object) -> None:
     """One JSON object on standard output; numbers that JSON lacks, such as an absent bound, are null."""
-    typer.echo(json.dumps(finite(content), ensure_ascii=False, default=str, allow_nan=False))
+    is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    typer.echo(json.dumps(finite(content), ensure_ascii=not is_utf8, default=str, allow_nan=False))
 
 
 def finite(content: Any) -> Any:

@@ -58,6 +58,9 @@ torchrun --nproc-per-node 8 -m distilbert distill student OUT --config run.yaml 
 [bold]After a crash[/bold] or an interruption the same command goes on from the last state in OUT.
 """
 
+# Options that are texts even where YAML takes them for numbers, such as that of a column.
+TEXTS = ("text_field", "text_pair_field", "label_field", "data", "dev", "teacher", "corpus")
+
 Task = StrEnum("Task", [*LABELLED, "fill-mask", *ALIASES])  # type: ignore[misc]
 MODEL = typer.Argument(metavar="MODEL", help="What to begin with: a folder with a saved model, or a Hub id.")
 STUDENT = typer.Argument(metavar="STUDENT", help="What to begin with, such as init-student makes.")
@@ -217,6 +220,7 @@ def _merged(path: Path | None, given: Mapping[str, Any], command: Callable[..., 
         if not isinstance(stored, dict):
             raise ConfigError(f"{path}: holds a {type(stored).__name__}, expected options by name")
         stored = {str(name).replace("-", "_"): value for name, value in stored.items()}
+        stored |= {name: str(stored[name]) for name in TEXTS if type(stored.get(name)) is int}
         if unknown := stored.keys() - given.keys():
             known = ", ".join(sorted(given))
             raise ConfigError(f"{path}: no option {', '.join(sorted(unknown))}; the options are: {known}")

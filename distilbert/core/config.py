@@ -18,7 +18,8 @@ ACTIVATIONS = ("gelu", "relu", "silu", "gelu_new")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 # A config may come from anywhere: beyond these, listing the parameters or the labels alone would fill the memory.
 MAX_LAYERS = 10_000
-MAX_LABELS = 1_000_000
+MAX_LABELS = MAX_POSITIONS = 1_000_000
+MAX_SIZE = 100_000_000
 
 
 @dataclass(init=False, eq=False)
@@ -76,7 +77,7 @@ class Config:
         """
         values = dict(values)
         if "id2label" in values and "label2id" not in values and isinstance(values["id2label"], Mapping):
-            values["label2id"] = {label: index for index, label in values["id2label"].items()}
+            values["label2id"] = {str(label): index for index, label in values["id2label"].items()}
         own = set(self.field_names())
         # num_labels first: names given beside it are the better ones
         for name in sorted(values, key=lambda key: key != "num_labels"):
@@ -104,6 +105,7 @@ class Config:
         name = self.aliases.get(name, name)
         if name == "id2label":
             value = _integer_keys(name, value)
+            value = {index: str(label) if type(label) in (int, float) else label for index, label in value.items()}
         elif name == "pruned_heads":
             value = _integer_keys(name, value or {})
         elif name == "label2id" and isinstance(value, Mapping):
@@ -156,6 +158,9 @@ class Config:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"config: {name} is {value!r}, expected an integer of at least 1")
+            most = MAX_POSITIONS if name == "max_position_embeddings" else MAX_SIZE
+            if value > most:
+                raise ConfigError(f"config: {name} is {value}, expected at most {most}")
         layers, heads, size, activation = map(
             self.spelling, ("num_hidden_layers", "num_attention_heads", "hidden_size", "hidden_act")
         )
@@ -183,15 +188,18 @@ class Config:
             )
         if sorted(self.id2label) != list(range(len(self.id2label))) or not self.id2label:
             raise ConfigError(f"config: id2label has keys {sorted(self.id2label)}, expected 0, 1, 2, …")
+        for index, label in self.id2label.items():
+            if not isinstance(label, str):
+                raise ConfigError(f"config: id2label of {index} is {label!r:.40}, expected a name")
         if not isinstance(self.label2id, Mapping):
             raise ConfigError(f"config: label2id is {self.label2id!r}, expected a mapping of label to number")
         last_layer, count = self.num_hidden_layers - 1, self.num_attention_heads
         for layer, pruned in self.pruned_heads.items():
             if not 0 <= layer <= last_layer or not isinstance(pruned, (list, tuple, set)):
                 raise ConfigError(f"config: pruned_heads names layer {layer}, expected 0 to {last_layer}")
-            if not set(pruned) <= set(range(count)) or len(set(pruned)) == count:
+            if not all(type(head) is int and 0 <= head < count for head in pruned) or len(set(pruned)) == count:
                 raise ConfigError(
-                    f"config: pruned_heads of layer {layer} is {sorted(pruned)}, expected some, not all, of the "
+                    f"config: pruned_heads of layer {layer} is {list(pruned)!r:.40}, expected some, not all, of the "
                     f"heads 0 to {count - 1}"
                 )
 
@@ -213,11 +221,15 @@ class Config:
             ConfigError: a value, such as a callable activation, that JSON cannot hold.
         """
         try:
-            return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+            text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"config: cannot be written as UTF-8: {error}") from None
         except TypeError as error:
             raise ConfigError(
                 f"config: cannot be written as JSON: {error}; name a callable activation instead"
             ) from None
+        return text
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> Self:
@@ -432,7 +444,7 @@ def config_from_dict(values: Mapping[str, Any]) -> Config:
     """
     # Configs of 2019 do not name it; only BERT's have segments.
     family = values.get("model_type") or ("bert" if "type_vocab_size" in values else "distilbert")
-    if family not in CONFIGS:
+    if not isinstance(family, str) or family not in CONFIGS:
         raise ConfigError(f"config: model_type is {family!r:.80}, expected one of {', '.join(CONFIGS)}")
     return CONFIGS[family].from_dict(values)
 

@@ -57,6 +57,7 @@ def replace_files(folder: str | Path, superseded: tuple[str, ...] = ()) -> Itera
             marker.parent.mkdir(parents=True, exist_ok=True)
             marker.touch()
         flush(stage)
+        _destinations(folder, stage)
         stage.rename(folder / COMMITTED)
         flush(folder)
         _finish(folder)
@@ -78,8 +79,7 @@ def _finish(folder: Path) -> None:
     committed = folder / COMMITTED
     if not committed.is_dir():
         return
-    for path in [path for path in committed.rglob("*") if not path.is_dir()]:
-        final = folder / path.relative_to(committed)
+    for path, final in _destinations(folder, committed):
         if path.name.endswith(SUPERSEDED):
             final.with_name(path.name.removesuffix(SUPERSEDED)).unlink(missing_ok=True)
             path.unlink()
@@ -88,6 +88,22 @@ def _finish(folder: Path) -> None:
             path.replace(final)
     shutil.rmtree(committed)  # what folders it had are empty
     flush(folder)
+
+
+def _destinations(folder: Path, stage: Path) -> list[tuple[Path, Path]]:
+    """Each file below ``stage``, and where in ``folder`` it goes.
+
+    Raises:
+        CheckpointError: a symbolic link leads out of the folder. Whoever made the folder may have put it there, and a
+            save that seems to be unfinished, too.
+    """
+    found = []
+    for path in [path for path in stage.rglob("*") if path.is_symlink() or not path.is_dir()]:
+        final = folder / path.relative_to(stage)
+        if stage.is_symlink() or path.is_symlink() or not final.parent.resolve().is_relative_to(folder.resolve()):
+            raise CheckpointError(f"{final}: a symbolic link leads out of {folder}, expected a folder of plain files")
+        found.append((path, final))
+    return found
 
 
 def flush(path: Path) -> None:
@@ -103,16 +119,20 @@ def flush(path: Path) -> None:
 
 @contextmanager
 def replace_file(path: str | Path) -> Iterator[IO[str]]:
-    """Open a text file for writing that takes its place at ``path`` only when all went well.
+    """Open a text file for writing that takes its place at ``path`` only when all went well; a device is written to.
 
     Raises:
         CheckpointError: the system refuses to write there; what was there is unchanged.
     """
-    path = Path(path)
+    path = Path(path).resolve()
     unfinished: Path | None = None
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "is a folder, expected a file name")
+        if path.exists() and not path.is_file():
+            with path.open("w", encoding="utf-8") as file:
+                yield file
+            return
         unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
         with unfinished.open("x", encoding="utf-8") as file:
             yield file

@@ -214,6 +214,8 @@ def _decode(windows: Iterable[list[bytes]], name: str) -> Iterator[list[str]]:
             number += 1
             line = line.removesuffix(b"\r")
             if number == 1:
+                if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                    raise InputError(f"{name}: is UTF-16, expected UTF-8: save it so")
                 line = line.removeprefix(codecs.BOM_UTF8)
             try:
                 texts.append(line.decode("utf-8"))

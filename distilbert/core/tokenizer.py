@@ -27,7 +27,7 @@ from tokenizers.trainers import WordPieceTrainer
 
 from distilbert.core import hub
 from distilbert.core.backends import require_backend
-from distilbert.core.errors import CheckpointError, InputError
+from distilbert.core.errors import CheckpointError, DistilBertError, InputError
 from distilbert.core.files import replace_file, replace_files
 
 logger = logging.getLogger("distilbert")
@@ -322,7 +322,7 @@ class DistilBertTokenizer:
         there may be ``added_tokens.json``, and ``special_tokens_map.json`` wins.
 
         Raises:
-            CheckpointError: neither ``tokenizer.json`` nor ``vocab.txt`` is there.
+            CheckpointError: neither ``tokenizer.json`` nor ``vocab.txt`` is there, or an option is of another type.
         """
         where: dict[str, Any] = {
             "revision": revision,
@@ -341,7 +341,12 @@ class DistilBertTokenizer:
             path = hub.find_file(name_or_path, filename, **where)
             if path is not None:
                 arguments: dict[str, Any] = {argument: path, **options}
-                return cls(**arguments)
+                try:
+                    return cls(**arguments)
+                except DistilBertError:
+                    raise
+                except (TypeError, ValueError, OverflowError) as error:
+                    raise CheckpointError(f"{name_or_path}: the tokenizer's options make no sense: {error}") from None
         raise CheckpointError(f"{name_or_path}: no tokenizer there; expected {TOKENIZER_FILE} or {VOCAB_FILE}")
 
     def save_pretrained(self, folder: str | Path) -> list[Path]:
@@ -629,6 +634,11 @@ class DistilBertTokenizer:
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         """How many special tokens a text, or a pair, is given."""
         return self.backend_tokenizer.num_special_tokens_to_add(pair)
+
+    @property
+    def vocab(self) -> dict[str, int]:
+        """Every token with its id."""
+        return self.get_vocab()
 
     def get_vocab(self) -> dict[str, int]:
         """Every token with its id."""

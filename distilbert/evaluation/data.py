@@ -133,7 +133,7 @@ def read_texts(
 
 def _kind(name: str) -> str:
     """How a file is written, by its name."""
-    path = Path(name)
+    path = Path(name.lower())
     suffix = Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
     return SUFFIXES.get(suffix, suffix)
 
@@ -204,12 +204,18 @@ def _read_table(name: str, asked: Sequence[str]) -> Iterator[tuple[int, Record]]
     names: list[str] = []
     for number, cells in _read_csv(name) if _kind(name) == "csv" else _read_tabs(name):
         if not names:
-            known = {cell.casefold() for cell in cells}
-            if any(not field.isdecimal() for field in asked) or (
-                known & set(TEXT_FIELDS) and known & set(LABEL_FIELDS)
-            ):
+            lower = {cell.casefold() for cell in cells}
+            known = [bool(lower & set(fields)) for fields in (TEXT_FIELDS, LABEL_FIELDS)]
+            if all(known) or any(not field.isdecimal() for field in asked):
                 names = cells
+                if repeated := [cell for cell in names if names.count(cell) > 1]:
+                    raise InputError(f"{name}:{number}: two columns are called {repeated[0]!r}; give them other names")
                 continue
+            if any(known) and not asked:
+                raise InputError(
+                    f"{name}:{number}: is {', '.join(cells)!r:.80} a header? Then name the columns with --text-field "
+                    "and --label-field; if it is an example, number them"
+                )
             names = [str(column) for column in range(1, len(cells) + 1)]
         if len(cells) != len(names):
             raise InputError(f"{name}:{number}: has {len(cells)} columns, expected {len(names)} as in the first line")

@@ -29,6 +29,7 @@ FEW = 20  # texts of which each may have a label of its own
 TOGETHER = 16384  # examples to encode at a time: a tokenizer's encodings take a hundred times the memory of the ids
 UNLIKELY = -1e4  # fills up a teacher's logits of places: none of its probability is there
 
+NUMBER = re.compile(r"[-+]?\d*\.?\d+(e[-+]?\d+)?")
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids")
 Row = dict[str, np.ndarray]
 
@@ -115,8 +116,13 @@ class TextClassification:
             )
         found = [str(label).strip() for label in labels]
         different = set(found)
+        if len(found) > 2 and not NUMBER.fullmatch(found[0]) and all(map(NUMBER.fullmatch, found[1:])):
+            raise InputError(
+                f"{file}: the first label is {found[0][:40]!r}, and all others are numbers: is the first line a "
+                "header? Then name the columns with --text-field and --label-field"
+            )
         are_classes = all(re.fullmatch(r"\d{1,4}", label) for label in different)
-        if not are_classes and all(re.fullmatch(r"[-+]?\d*\.?\d+(e[-+]?\d+)?", label) for label in different):
+        if not are_classes and all(map(NUMBER.fullmatch, different)):
             return {"num_labels": 1, "problem_type": "regression"}
         if len(different) == 1:
             raise InputError(f"{file}: all labels are {found[0][:40]!r}, expected two classes at least")
