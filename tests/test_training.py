@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import matplotlib.image
 import numpy as np
 import pytest
 from conftest import GOLDEN
@@ -27,7 +28,7 @@ from distilbert.distillation.masked_texts import MaskedTexts
 from distilbert.distillation.masking import IGNORED
 from distilbert.training import Recipe, Settings, distill, finetune
 from distilbert.training.examples import LABELLED
-from distilbert.training.log import read
+from distilbert.training.log import draw_curves, read
 from distilbert.training.run import FOLDER
 from distilbert.training.steps import Steps
 
@@ -63,6 +64,12 @@ def tiny(tmp_path_factory):
         return made[key]
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch):
+    """Drawing takes longer than most runs here."""
+    monkeypatch.setattr("distilbert.training.log.draw_curves", lambda records, path: path.touch())
 
 
 @pytest.fixture(scope="session")
@@ -248,12 +255,19 @@ def test_finetuning_every_head(task, backend, tiny, files, tmp_path):
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
     evaluated = [record for record in read(tmp_path / "out" / FOLDER) if record["kind"] == "dev"]
     assert [record["step"] for record in evaluated] == [6, 12]
-    assert (tmp_path / "out" / FOLDER / "curves.png").stat().st_size > 1000
     # What is kept is the best model, loads like any other, and answers with the labels of the file.
     answer = distilbert.pipeline(task, tmp_path / "out", backend=backend, device="cpu")
     if task == "token-classification":
         assert set(answer.config.id2label.values()) == {"O", "B-x"}
     assert finetune(tiny(head), tmp_path / "out", task, files[task], dev=files[task], **options) == position  # complete
+
+
+def test_curves_are_drawn(straight, tmp_path):
+    draw_curves(read(straight("pt") / FOLDER), tmp_path / "curves.png")
+    height, width, _ = matplotlib.image.imread(tmp_path / "curves.png").shape
+    assert width > height > 800  # nine panels
+    draw_curves([], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
 
 
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "pt"])
