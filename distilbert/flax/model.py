@@ -198,6 +198,18 @@ class PreTrainedModel(FromSpec):
         """The part of ``variable_list`` that optimisers change."""
         return (entry for entry in self.variable_list() if entry[0].kind is not Kind.SINUSOID)
 
+    def added_list(self) -> list[str]:
+        """The names of the variables that are none of the spec's: of modules that were added or replaced."""
+        own = {id(value) for _, value in self.variable_list()}
+        found = nnx.iter_graph(self)
+        return [
+            "/".join(map(str, path))
+            for path, value in found
+            if isinstance(value, nnx.Variable)
+            and not isinstance(value, nnx.RngState | nnx.Intermediate)
+            and id(value) not in own
+        ]
+
     @property
     def base_model(self) -> PreTrainedModel:
         """The encoder: the model itself, or the part of it below the head."""
@@ -213,7 +225,7 @@ class PreTrainedModel(FromSpec):
         """The values, in the layout of transformers' Flax checkpoints; assigning checks names and shapes.
 
         The mappings are new each time: changing them does not change the model. Sinusoidal positions, which are not
-        trained, are not among them.
+        trained, are not among them, nor is what was added to the model, such as adapters: see ``nnx.state``.
 
         Raises:
             InputError: the model has none (``_do_init=False``); leaves missing, unknown, or of another shape.
@@ -394,9 +406,15 @@ class PreTrainedModel(FromSpec):
 
         Raises:
             CheckpointError: the folder cannot be written or the disk is full; what was there is unchanged.
-            InputError: an unknown format or size, or ``params`` of another model.
+            InputError: an unknown format or size, or ``params`` of another model; without ``params``, a model with
+                variables that such a file has no place for.
         """
         if params is None:
+            if added := self.added_list():
+                raise InputError(
+                    f"a checkpoint has no place for what was added to this model: {', '.join(added)}; keep "
+                    "nnx.state(model) with orbax, or save the model without it: params=model.params"
+                )
             params = self.params
         flat = loading.check_params(self.parameter_list(), params)
         config = self.config.from_dict(

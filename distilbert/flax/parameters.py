@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from distilbert.core.config import Config
+from distilbert.core.errors import InputError
 from distilbert.core.spec import FLAX, Kind, Parameter, constant, padding_row, sinusoidal_positions, standard_deviation
 
 Array = jax.Array
@@ -66,10 +67,18 @@ class FromSpec(nnx.Module):
 
 
 def find(root: nnx.Module, path: str) -> Any:
-    """What hangs at a dotted path below ``root``."""
+    """What hangs at a dotted path below ``root``.
+
+    Raises:
+        InputError: nothing does; another module may have been put in the place of one on the way.
+    """
     node: Any = root
-    for name in path.split("."):
-        node = node[name] if isinstance(node, nnx.Dict) else getattr(node, name)
+    way = path.split(".")
+    for number, name in enumerate(way):
+        if not hasattr(node, name):
+            place = ".".join(way[:number]) or "the model"
+            raise InputError(f"{place} is a {type(node).__name__}, expected a module that has {name}; put one there")
+        node = getattr(node, name)
     return node
 
 
