@@ -22,6 +22,7 @@ from distilbert.core.errors import InputError
 from distilbert.core.outputs import ModelOutput
 from distilbert.flax import model as flax_model
 from distilbert.flax import pad_to_bucket
+from distilbert.flax.losses import classification_loss
 
 IDS = np.ones((2, 4), int)
 TINY = {"vocab_size": 50, "max_position_embeddings": 16, "n_layers": 2, "n_heads": 2, "dim": 16, "hidden_dim": 32}
@@ -289,6 +290,25 @@ def test_losses_stay_finite_where_nothing_counts():
     assert model(**given, start_positions=outside, end_positions=outside).loss == 0
 
 
+@pytest.mark.parametrize("problem, classes", [("regression", 1), ("multi_label_classification", 3)])
+def test_integers_of_filled_up_rows_do_not_count(problem, classes):
+    config = DistilBertConfig(num_labels=classes, problem_type=problem)
+    logits, labels = jax.random.normal(jax.random.key(0), (4, classes)), np.eye(4, classes, dtype=np.uint8)
+    filled = pad_to_bucket({"input_ids": IDS, "labels": labels[:2]}, batch_size=4)["labels"]
+    expected = classification_loss(logits[:2], labels[:2].astype(np.float32), config)
+    assert classification_loss(logits[:2], labels[:2], config) == expected
+    np.testing.assert_allclose(classification_loss(logits, filled, config), expected, rtol=1e-6)
+    assert abs(classification_loss(logits, filled.astype(np.float32), config) - expected) > 0.1
+
+
+@pytest.mark.parametrize("case", HEADS)
+def test_losses_mix_no_types(case):
+    model, given = load(case), arrays_of(case, labels=True)
+    with jax.numpy_dtype_promotion("strict"):
+        output = jax.eval_shape(lambda params: model(**given, params=params), model.params)
+    assert case == "base" or output.loss.dtype == jnp.float32
+
+
 def test_labels_are_checked():
     with pytest.raises(InputError, match="labels has the value 3, expected 0 to 2, or -100 where none counts"):
         load("seqcls")(IDS, labels=np.array([0, 3]))
@@ -304,6 +324,9 @@ def test_wrong_labels():
     model = load("seqcls")
     with pytest.raises(InputError, match=r"labels has shape \(3,\), expected \(2,\)"):
         model(IDS, labels=np.array([0, 1, 2]))
+    message = r"float32 \(2,\), expected integers \(2,\) for classes or floats \(2, 3\) for several labels"
+    with pytest.raises(InputError, match=message):
+        model(IDS, labels=np.zeros(2, np.float32))
     assert np.isnan(jax.jit(lambda labels: model(IDS, labels=labels).loss)(np.array([0, -1])))
 
 
@@ -351,6 +374,16 @@ def test_padding_leaves_the_rest_alone():
     np.testing.assert_allclose(load("seqcls")(**padded).loss, load("seqcls")(**given).loss, rtol=1e-5)
     with pytest.raises(InputError, match="rows of different lengths"):
         pad_to_bucket({"input_ids": [[1, 2], [3]]})
+
+
+def test_padding_takes_vectors_and_leaves_out_none():
+    padded = pad_to_bucket({"inputs_embeds": np.ones((2, 3, 16)), "token_type_ids": None}, batch_size=4)
+    assert {name: value.shape for name, value in padded.items()} == {
+        "inputs_embeds": (4, 8, 16),
+        "attention_mask": (4, 8),
+    }
+    with pytest.raises(InputError, match="the batch has labels, expected input_ids or inputs_embeds"):
+        pad_to_bucket({"input_ids": None, "labels": [0, 1]})
 
 
 def test_floats_as_labels_cannot_be_left_out():
@@ -500,6 +533,22 @@ def test_saving_other_params(tmp_path):
     params = jax.tree.map(lambda value: value * 2, model.params)
     model.save_pretrained(tmp_path, params=params)
     jax.tree.map(np.testing.assert_array_equal, load("seqcls", tmp_path).params, params)
+
+
+def test_what_a_file_has_no_place_for_is_named(tmp_path):
+    model = new_model()
+    model.classifier = nnx.LoRALinear(16, 2, lora_rank=2, rngs=nnx.Rngs(1))
+    with pytest.raises(InputError, match="added to this model: classifier/lora/lora_a, classifier/lora/lora_b; keep"):
+        model.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+    model.save_pretrained(tmp_path, params=model.params)
+    attention = model.distilbert.transformer.layer["0"].attention
+    attention["q_lin"] = nnx.LoRA(16, 4, 16, base_module=attention["q_lin"], rngs=nnx.Rngs(1))
+    for use in (lambda: model.params, lambda: model.save_pretrained(tmp_path)):
+        with pytest.raises(
+            InputError, match=r"layer\.0\.attention\.q_lin is a LoRA, expected a module that has kernel"
+        ):
+            use()
 
 
 def test_stored_types_are_kept_on_request(tmp_path):

@@ -58,10 +58,10 @@ def pad_to_bucket(
     """Pad a batch to one of a few shapes, because JAX compiles a program for each.
 
     Args:
-        batch: arrays or lists by name: ``input_ids`` (B, L) or (B, C, L), ``attention_mask``, labels, …; an absent
-            mask is added.
+        batch: arrays or lists by name: ``input_ids`` (B, L) or (B, C, L), or ``inputs_embeds`` with one axis more;
+            ``attention_mask``, labels, …; an absent mask is added, what is None left out.
         lengths: what L may become, up to the model's longest; a longer batch keeps its length.
-        batch_size: what B becomes; rows are added in which no token counts, nor any label, which must be classes.
+        batch_size: what B becomes; rows are added in which no token counts, nor any label, which must be integers.
         pad_token_id: fills ``input_ids``.
 
     Returns:
@@ -69,10 +69,12 @@ def pad_to_bucket(
         answering, whose classes are the places in the padded text.
 
     Raises:
-        InputError: more than ``batch_size`` rows, or fewer with labels that are floats.
+        InputError: more than ``batch_size`` rows, or fewer with labels that are floats; neither ids nor embeddings.
     """
-    arrays = {name: np.asarray(as_array(name, value)) for name, value in batch.items()}
-    shape = arrays["input_ids"].shape
+    arrays = {name: np.asarray(as_array(name, value)) for name, value in batch.items() if value is not None}
+    if not arrays.keys() & {"input_ids", "inputs_embeds"}:
+        raise InputError(f"the batch has {', '.join(arrays) or 'nothing'}, expected input_ids or inputs_embeds")
+    shape = arrays["input_ids"].shape if "input_ids" in arrays else arrays["inputs_embeds"].shape[:-1]
     arrays.setdefault("attention_mask", np.ones(shape, np.int32))
     rows, length = shape[0], shape[-1]
     wanted_length = next((bucket for bucket in sorted(lengths) if bucket >= length), length)
@@ -93,6 +95,8 @@ def pad_to_bucket(
         labels_tokens = name == "labels" and array.shape == shape and array.dtype.kind in "iu"
         if name in PER_TOKEN or labels_tokens:
             missing[-1] = (0, wanted_length - length)
+        elif name == "inputs_embeds":
+            missing[-2] = (0, wanted_length - length)
         filler = pad_token_id if name == "input_ids" else FILLERS.get(name, 0)
         if name.endswith("_positions"):
             array = np.where(array < length, array, filler)  # what was past the end still is

@@ -25,6 +25,9 @@ def classification_loss(logits_BC: Array, labels: Array, config: Config) -> Arra
     By ``config.problem_type``, or where that is None by what the labels look like: one class means regression
     (mean squared error, labels (B,)), integers one label of several (cross entropy, labels (B,)), floats any
     number of labels (binary cross entropy, labels (B, C)).
+
+    Raises:
+        InputError: labels of another shape.
     """
     problem = config.problem_type
     if problem is None and config.num_labels == 1:
@@ -35,10 +38,18 @@ def classification_loss(logits_BC: Array, labels: Array, config: Config) -> Arra
     if problem == "single_label_classification":
         return token_loss(logits_BC, labels)
     logits_BC = logits_BC.astype(jnp.float32)
-    labels_BC = labels.astype(jnp.float32).reshape(logits_BC.shape)
+    try:
+        labels_BC = labels.astype(jnp.float32).reshape(logits_BC.shape)
+    except TypeError:
+        expected = str(logits_BC.shape if config.num_labels > 1 else logits_BC.shape[:1])
+        if problem != config.problem_type and config.num_labels > 1:
+            expected = f"integers {logits_BC.shape[:1]} for classes or floats {expected} for several labels"
+        raise InputError(f"labels are {labels.dtype} {labels.shape}, expected {expected}") from None
+    # Of floats each counts: -100 may be what a regression is to find.
+    counts_BC = jnp.issubdtype(labels.dtype, jnp.floating) | (labels_BC != IGNORED)
     if problem == "regression":
-        return jnp.mean(jnp.square(logits_BC - labels_BC))
-    return optax.sigmoid_binary_cross_entropy(logits_BC, labels_BC).mean()
+        return _selected_mean(jnp.square(logits_BC - labels_BC), counts_BC)
+    return _selected_mean(optax.sigmoid_binary_cross_entropy(logits_BC, labels_BC), counts_BC)
 
 
 def token_loss(logits: Array, labels: Array) -> Array:
@@ -50,7 +61,7 @@ def token_loss(logits: Array, labels: Array) -> Array:
     labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))  # in uint8 -100 is a class
     counts = labels != IGNORED
     loss = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), jnp.where(counts, labels, 0))
-    return jnp.sum(loss, where=counts) / jnp.maximum(counts.sum(), 1)
+    return jnp.sum(loss, where=counts) / jnp.maximum(counts.sum(dtype=jnp.float32), 1)
 
 
 def span_loss(start_BL: Array, end_BL: Array, start_positions: Array, end_positions: Array) -> Array:
@@ -113,5 +124,5 @@ def task_distillation_loss(
 
 def _selected_mean(values: Array, mask: Array) -> Array:
     """The mean of values (…) where the mask is not 0, and 0 where it is nowhere."""
-    selected = mask.reshape(values.shape) != 0
-    return jnp.sum(values, where=selected) / jnp.maximum(selected.sum(), 1)
+    selected = mask.reshape(values.shape).astype(bool)
+    return jnp.sum(values, where=selected) / jnp.maximum(selected.sum(dtype=jnp.float32), 1)
