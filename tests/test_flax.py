@@ -15,6 +15,7 @@ import pytest
 from backends import HEADS, arrays_of
 from conftest import GOLDEN
 from flax import nnx, serialization
+from jax.ad_checkpoint import print_saved_residuals
 
 import distilbert
 from distilbert import DistilBertConfig
@@ -273,6 +274,77 @@ def test_the_encoder_of_a_head_stands_on_its_own():
 def test_an_empty_batch():
     for case in ("base", "seqcls"):
         assert load(case)(np.zeros((0, 4), int))[0].shape[0] == 0
+
+
+class Count(nnx.Variable):
+    pass
+
+
+class Watched(nnx.Module):
+    """What a user puts around a module: it counts, sows and draws."""
+
+    def __init__(self, base):
+        self.base, self.count, self.dropout = base, Count(jnp.array(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+
+    def __call__(self, vectors):
+        self.count.set_value(self.count.get_value() + 1)
+        self.sow(nnx.Intermediate, "seen", vectors)
+        return self.dropout(self.base(vectors))
+
+
+class Mean(distilbert.FlaxDistilBertForSequenceClassification):
+    def forward(self, **given):
+        return ModelOutput(logits=super().forward(**given).logits.mean())
+
+
+@nnx.jit
+def seen_and_said(model, ids):
+    return nnx.capture(lambda model: model(ids).logits, nnx.Intermediate)(model)
+
+
+def test_modules_of_users_keep_what_they_change():
+    model = new_model()
+    feed_forward = model.distilbert.transformer.layer["0"].ffn
+    feed_forward["lin1"] = Watched(feed_forward["lin1"])
+    logits, seen = seen_and_said(model, IDS)
+    assert seen["distilbert"]["transformer"]["layer"]["0"]["ffn"]["lin1"]["seen"][0].shape == (2, 4, 16)
+    assert not np.array_equal(seen_and_said(model, IDS)[0], logits)
+    assert feed_forward["lin1"].count.get_value() == 2
+
+
+def test_pieces_leave_modules_of_users_alone(monkeypatch):
+    monkeypatch.setattr(flax_model, "PIECE", 4)
+    model = new_model()
+    model.classifier = Watched(model.classifier)
+    logits, seen = seen_and_said(model, IDS)
+    assert logits.shape == (2, 2) and seen["classifier"]["seen"][0].shape == (2, 16)
+    assert model.classifier.count.get_value() == 1
+    assert jax.eval_shape(lambda ids: Mean(model.config)(ids), IDS).logits.shape == ()
+
+
+def test_a_new_model_evaluates():
+    model = new_model()
+    before = nnx.graphdef(model)
+    model.eval()
+    assert nnx.graphdef(model) == before
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_gradient_checkpointing_keeps_less(train, capsys):
+    model, key = new_model(), jax.random.key(0)
+
+    def loss(params):
+        return model(IDS, params=params, labels=np.array([0, 1]), dropout_rng=key, train=train).loss
+
+    def kept():
+        print_saved_residuals(loss, model.params)
+        return len(capsys.readouterr().out.splitlines())
+
+    everything = kept()
+    model.gradient_checkpointing_enable()
+    assert kept() < 0.7 * everything
+    model.gradient_checkpointing_disable()
+    assert kept() == everything
 
 
 # Losses

@@ -26,7 +26,7 @@ from distilbert.core.outputs import ModelOutput
 from distilbert.core.spec import BERT, DISTILBERT, Parameter, padding_row
 from distilbert.flax.attention import eager_attention, visible_tokens
 from distilbert.flax.model import BertModelCall, PreTrainedModel
-from distilbert.flax.parameters import FromSpec, Precision, attach, find
+from distilbert.flax.parameters import FromSpec, Precision, attach, find, is_pure
 
 logger = logging.getLogger("distilbert")
 
@@ -60,7 +60,7 @@ class Embeddings(FromSpec):
         self.add_parts(listed, config, precision, rngs)
         self.padding_row = next((row for each in listed if (row := padding_row(each, config)) is not None), None)
         self.dtype = precision.dtype
-        self.dropout = nnx.Dropout(config.hidden_dropout_prob)
+        self.dropout = nnx.Dropout(config.hidden_dropout_prob, deterministic=True)
 
     def __call__(
         self,
@@ -91,10 +91,10 @@ class Layer(FromSpec):
         super().__init__()
         self.add_parts(listed, config, precision, rngs)
         self.head_size = config.hidden_size // config.num_attention_heads
-        self.attention_dropout = nnx.Dropout(config.attention_probs_dropout_prob)
-        self.attention_output_dropout = nnx.Dropout(config.attention_output_dropout)
+        self.attention_dropout = nnx.Dropout(config.attention_probs_dropout_prob, deterministic=True)
+        self.attention_output_dropout = nnx.Dropout(config.attention_output_dropout, deterministic=True)
         self.activation = get_activation(config.hidden_act)
-        self.dropout = nnx.Dropout(config.hidden_dropout_prob)
+        self.dropout = nnx.Dropout(config.hidden_dropout_prob, deterministic=True)
 
     def __call__(
         self,
@@ -147,7 +147,7 @@ class Encoder(PreTrainedModel):
     """Embeddings, layers, and for a family that has one a pooler. ``family`` says whose rows they are made from."""
 
     head = "base"
-    is_gradient_checkpointing = False  # whether training computes layers twice, and keeps only what goes into them
+    is_gradient_checkpointing = False  # whether gradients compute layers twice, and keep only what goes into them
 
     def __init__(self, config: Config, *arguments: Any, is_pooled: bool = False, **options: Any) -> None:
         self.head = self.family.encoder(is_pooled)
@@ -198,12 +198,15 @@ class Encoder(PreTrainedModel):
         for number, layer_head_mask in enumerate(head_masks):
             layer = find(self, self.family.layer_path.format(number))
             only_first = first_token_only and number == last
-            if rngs is None:
-                arguments = (*nnx.split(layer), hidden_BLD, visible, layer_head_mask, only_first)
-                hidden_BLD, probability_BHQL = run_layer(*arguments)
+            given = (hidden_BLD, visible, layer_head_mask)
+            structure, values = nnx.split(layer)
+            if rngs is None and is_pure(structure):
+                run = jax.checkpoint(run_layer, static_argnums=(0, 5)) if self.is_gradient_checkpointing else run_layer
+                hidden_BLD, probability_BHQL = run(structure, values, *given, only_first)
             else:
-                run = nnx.remat(Layer.__call__, static_argnums=5) if self.is_gradient_checkpointing else Layer.__call__
-                hidden_BLD, probability_BHQL = run(layer, hidden_BLD, visible, layer_head_mask, rngs, only_first)
+                call = type(layer).__call__
+                call = nnx.remat(call, static_argnums=5) if self.is_gradient_checkpointing else call
+                hidden_BLD, probability_BHQL = call(layer, *given, rngs, only_first)
             if output_hidden_states:
                 hidden_states += (hidden_BLD,)
             if output_attentions:

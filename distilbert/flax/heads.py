@@ -45,7 +45,8 @@ class HeadModel(PreTrainedModel):
         setattr(self, self.family.prefix, encoder)
         rows = [parameter for parameter in self.parameter_list() if parameter.section == "head"]
         self.add_parts(rows, self.config, self.precision, self.rngs)
-        self.dropout = nnx.Dropout(getattr(self.config, self.dropout_rate) if self.dropout_rate else 0.0)
+        rate = getattr(self.config, self.dropout_rate) if self.dropout_rate else 0.0
+        self.dropout = nnx.Dropout(rate, deterministic=True)
 
     def drop(self, vectors: Array, rngs: nnx.Rngs | None) -> Array:
         """Dropout, where it is at work."""

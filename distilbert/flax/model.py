@@ -28,7 +28,7 @@ from distilbert.core.inputs import as_array
 from distilbert.core.outputs import ModelOutput
 from distilbert.core.spec import FLAX, Family, Kind, Parameter, parameters, partition
 from distilbert.flax import loading, surgery
-from distilbert.flax.parameters import FromSpec, Precision, find, no_initial_values
+from distilbert.flax.parameters import FromSpec, Precision, find, is_pure, no_initial_values
 
 PIECE = 1024  # tokens; see by_pieces
 
@@ -158,7 +158,8 @@ class PreTrainedModel(FromSpec):
             output_attentions=config.output_attentions if output_attentions is None else output_attentions,
             output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
         )
-        output = run(**arrays) if rngs or any(v is not None for v in labels.values()) else by_pieces(run, arrays)
+        has_loss = any(value is not None for value in labels.values())
+        output = run(**arrays) if rngs or has_loss else by_pieces(model, run, arrays)
         return output if (config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     def set_view(self, deterministic: bool | None = None, **more: Any) -> dict[str, Any]:
@@ -436,6 +437,14 @@ class PreTrainedModel(FromSpec):
     resize_position_embeddings = surgery.resize_position_embeddings
     prune_heads = surgery.prune_heads
 
+    def gradient_checkpointing_enable(self) -> None:
+        """Trade time for memory where gradients are taken: keep each layer's input only, and compute the rest again."""
+        self.base_model.is_gradient_checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Undo ``gradient_checkpointing_enable``."""
+        self.base_model.is_gradient_checkpointing = False
+
     def get_input_embeddings(self) -> nnx.Embed:
         """The word embeddings."""
         return find(self.base_model, self.family.embeddings_path).part("words")
@@ -470,12 +479,12 @@ class BertModelCall(PreTrainedModel):
         return super().__call__(*inputs, params, dropout_rng, train, *outputs, token_type_ids, **labels)
 
 
-def by_pieces(run: Callable[..., ModelOutput], arrays: dict[str, Any]) -> ModelOutput:
-    """``run(**arrays)``, on CPUs a few rows at a time where the batch is larger than their caches.
+def by_pieces(model: PreTrainedModel, run: Callable[..., ModelOutput], arrays: dict[str, Any]) -> ModelOutput:
+    """``run(**arrays)`` of ``model``, on CPUs a few rows at a time where the batch is larger than their caches.
 
     XLA's matrix products are fastest there on about 1,024 tokens (measured: docs/measurements.md). Only where
     ``jit`` traces the inputs, as the loop would otherwise be compiled at every call; not where several devices may
-    share the batch; and not where a size is a symbol.
+    share the batch; not where a size is a symbol; and not where a user's module or subclass may want the whole batch.
     """
     given = arrays["input_ids"] if arrays["inputs_embeds"] is None else arrays["inputs_embeds"]
     is_compiled = isinstance(given, DynamicJaxprTracer)
@@ -487,7 +496,7 @@ def by_pieces(run: Callable[..., ModelOutput], arrays: dict[str, Any]) -> ModelO
     count = shape[0]
     most = min(count, max(1, PIECE // math.prod(shape[1:])))
     rows = min(range(most, (most - 1) // 2, -1), key=lambda rows: -count % rows)  # the least rows to add
-    if rows >= count:
+    if rows >= count or not is_pure(nnx.graphdef(model)):
         return run(**arrays)
     split = {n: v for n, v in arrays.items() if v is not None and n != "head_mask" and v.shape[:1] == (count,)}
     whole = {name: value for name, value in arrays.items() if name not in split}

@@ -66,6 +66,21 @@ class FromSpec(nnx.Module):
         return find(self, dict(self.paths)[role])
 
 
+# The modules and variables that models consist of; none changes when it computes, but for random keys that are drawn.
+PURE = {nnx.Dict, nnx.Linear, nnx.LayerNorm, nnx.Embed, nnx.Dropout, nnx.Param, Fixed}
+PURE |= {nnx.Rngs, nnx.RngStream, nnx.RngKey, nnx.RngCount}
+
+
+def is_pure(structure: nnx.GraphDef[Any]) -> bool:
+    """Whether a module, told by its ``nnx.graphdef``, consists of nothing but ``PURE`` and classes of this library.
+
+    A copy may then compute in its place. Users' own modules may count, sow or draw at each call: that would be lost.
+    """
+    types = {node.type for node in structure.nodes if hasattr(node, "type")} - PURE  # second mentions have none
+    changing = (each for each in types if issubclass(each, (nnx.Pytree, nnx.Variable)))
+    return all(each.__module__.partition(".")[0] == "distilbert" for each in changing)
+
+
 def find(root: nnx.Module, path: str) -> Any:
     """What hangs at a dotted path below ``root``.
 
