@@ -5,6 +5,7 @@ import os
 import runpy
 import subprocess
 import sys
+from functools import partial
 
 import backends
 import jax
@@ -70,6 +71,16 @@ def test_pure_under_jit(case):
     assert_same(output, expected)
     doubled = jax.tree.map(lambda value: 2 * value, model.params)
     assert not np.allclose(run(doubled)[0], expected[0])
+
+
+def test_outputs_are_found_by_name():
+    output = ModelOutput(loss=1, hidden_states=(2, 3))
+    paths, _ = jax.tree.flatten_with_path(output)
+    assert [jax.tree_util.keystr(path) for path, _ in paths] == [
+        "['loss']",
+        "['hidden_states'][0]",
+        "['hidden_states'][1]",
+    ]
 
 
 def test_vmap_over_params_and_over_texts():
@@ -230,6 +241,25 @@ def test_linen_view(case):
     assert_same(output, model(**given))
     fresh = model.module.init(jax.random.key(0), given["input_ids"])["params"]
     assert jax.tree.structure(fresh) == jax.tree.structure(model.params)
+
+
+def test_linen_view_takes_no_values_but_those_given():
+    model = load("sinusoidal")
+    table = model.get_position_embeddings().embedding
+    table.set_value(table[...] + 1)
+    params = model.params
+    assert np.array_equal(model.module.apply({"params": params}, IDS)[0], model(IDS)[0])
+    del params["embeddings"]["LayerNorm"]
+    with pytest.raises(InputError, match="params: embeddings/LayerNorm/scale is missing; embeddings/LayerNorm/bias is"):
+        model.module.apply({"params": params}, IDS)
+
+
+def test_linen_view_drops_by_key():
+    model = new_model()
+    train = partial(model.module.apply, {"params": model.params}, IDS, train=True)
+    assert jax.eval_shape(lambda: train(rngs={"dropout": jax.random.key(3)})).logits.shape == (2, 2)
+    with pytest.raises(InputError, match="needs dropout_rng="):
+        train()
 
 
 def test_view_switches_dropout():

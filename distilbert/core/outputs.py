@@ -75,5 +75,24 @@ def register(register_node: Callable[..., None]) -> None:
     register_node(
         ModelOutput,
         lambda output: (tuple(output.values()), tuple(output)),
-        lambda names, values: ModelOutput(zip(names, values, strict=True)),
+        _from_parts,
     )
+
+
+@cache
+def register_with_keys(register_node: Callable[..., None], key: Callable[[str], Any]) -> None:
+    """As ``register``, for a framework that also names the values in its messages.
+
+    Args:
+        register_node: the framework's function, of a class, from it to (keys and values, names), and the reverse.
+        key: what the framework calls a value by.
+    """
+    register_node(
+        ModelOutput,
+        lambda output: (tuple((key(name), value) for name, value in output.items()), tuple(output)),
+        _from_parts,
+    )
+
+
+def _from_parts(names: tuple[str, ...], values: Iterable[Any]) -> ModelOutput:
+    return ModelOutput(zip(names, values, strict=True))

@@ -14,8 +14,7 @@ from typing import Any, ClassVar, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from flax.nnx import bridge
+from flax import linen, nnx
 from jax import export
 from jax.interpreters.partial_eval import DynamicJaxprTracer
 from jax.sharding import AxisType
@@ -310,13 +309,13 @@ class PreTrainedModel(FromSpec):
         return self
 
     @property
-    def module(self) -> bridge.ToLinen:
+    def module(self) -> LinenModule:
         """A view for code that is still Linen: ``model.module.apply({"params": model.params}, input_ids, mask)``.
 
-        Dropout, with ``train=True``, takes its key from ``rngs={"dropout": key}``: without it, it is always the same.
+        ``params`` are checked as a call's are. Dropout, with ``train=True``, takes its key from
+        ``rngs={"dropout": key}``.
         """
-        options = {"dtype": self.precision.dtype, "param_dtype": self.precision.param_dtype, **self.own_options}
-        return bridge.ToLinen(type(self), args=(self.config,), kwargs=options)
+        return LinenModule(self)
 
     @classmethod
     def from_pretrained(
@@ -454,6 +453,23 @@ class PreTrainedModel(FromSpec):
         return find(self.base_model, self.family.embeddings_path).part("positions")
 
 
+class LinenModule(linen.Module):
+    """A model as Linen has them: without values. It takes the arguments of a call, but for ``params``."""
+
+    model: PreTrainedModel
+
+    @linen.compact
+    def __call__(self, *arguments: Any, **options: Any) -> ModelOutput | tuple[Array, ...]:
+        """See ``PreTrainedModel``."""
+        if self.is_initializing():
+            for name, value in self.model.init_weights(self.make_rng("params")).items():
+                self.put_variable("params", name, value)
+        if self.has_rng("dropout"):
+            options["dropout_rng"] = self.make_rng("dropout")
+        options["params"] = self.variables.get("params", {})
+        return self.model(*arguments, **options)
+
+
 class BertModelCall(PreTrainedModel):
     """A model called as transformers' BERT is: the arguments in another order."""
 
@@ -516,7 +532,7 @@ def by_pieces(model: PreTrainedModel, run: Callable[..., ModelOutput], arrays: d
 
 
 # Lets jit, grad and vmap return an output, and jax.export store how to make one.
-outputs.register(jax.tree_util.register_pytree_node)
+outputs.register_with_keys(jax.tree_util.register_pytree_with_keys, jax.tree_util.DictKey)
 export.register_pytree_node_serialization(
     ModelOutput,
     serialized_name="distilbert.ModelOutput",

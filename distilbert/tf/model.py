@@ -343,7 +343,7 @@ outputs.register(partial(optree.register_pytree_node, namespace="keras"))
 if keras.backend.backend() == "jax":
     import jax
 
-    outputs.register(jax.tree_util.register_pytree_node)
+    outputs.register_with_keys(jax.tree_util.register_pytree_with_keys, jax.tree_util.DictKey)
 elif keras.backend.backend() == "torch":
     importlib.import_module("distilbert.pt.model")  # registers it
 
