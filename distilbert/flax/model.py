@@ -501,6 +501,7 @@ def by_pieces(model: PreTrainedModel, run: Callable[..., ModelOutput], arrays: d
     XLA's matrix products are fastest there on about 1,024 tokens (measured: docs/measurements.md). Only where
     ``jit`` traces the inputs, as the loop would otherwise be compiled at every call; not where several devices may
     share the batch; not where a size is a symbol; and not where a user's module or subclass may want the whole batch.
+    The process decides, not the platform that ``jax.export`` is asked for: that would be to trace the model twice.
     """
     given = arrays["input_ids"] if arrays["inputs_embeds"] is None else arrays["inputs_embeds"]
     is_compiled = isinstance(given, DynamicJaxprTracer)
