@@ -90,10 +90,11 @@ def find(root: nnx.Module, path: str) -> Any:
     node: Any = root
     way = path.split(".")
     for number, name in enumerate(way):
-        if not hasattr(node, name):
-            place = ".".join(way[:number]) or "the model"
-            raise InputError(f"{place} is a {type(node).__name__}, expected a module that has {name}; put one there")
-        node = getattr(node, name)
+        try:
+            node = getattr(node, name)
+        except AttributeError:
+            place, found = ".".join(way[:number]) or "the model", type(node).__name__
+            raise InputError(f"{place} is a {found}, expected a module that has {name}; put one there") from None
     return node
 
 
