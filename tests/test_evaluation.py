@@ -23,7 +23,7 @@ from distilbert.core.config import DistilBertConfig
 from distilbert.core.errors import CheckpointError, InputError, MissingBackendError
 from distilbert.core.tokenizer import DistilBertTokenizer
 from distilbert.evaluation import data, evaluate, evaluation, metrics
-from distilbert.evaluation.tasks import HiddenTokens, TextClassification, WordLabels
+from distilbert.evaluation.tasks import HiddenTokens, TextClassification, TokenClassification, WordLabels
 
 sys.path.insert(0, str(GOLDEN / "pipelines"))
 import make
@@ -102,6 +102,19 @@ def test_entities_are_right_as_a_whole():
     assert [(one["label"], one["support"]) for one in found.details["classes"]] == [("LOC", 2), ("PER", 1)]
     nothing = metrics.entities([["O"]], [["O"]])
     assert nothing.metrics == {"precision": 0, "recall": 0, "f1": 0, "accuracy": 1}
+
+
+def test_entities_by_other_letters():
+    found = metrics.entities(
+        [["U-PER", "U-PER", "O", "B-LOC", "M-LOC", "L-LOC"]], [["U-PER", "O", "O", "B-LOC", "I-LOC", "E-LOC"]]
+    )
+    assert found.metrics["precision"] == 1 and found.metrics["recall"] == pytest.approx(2 / 3)
+
+
+def test_two_labels_of_words_are_judged_by_the_one_that_is_not_outside():
+    config = SimpleNamespace(id2label={0: "ERR", 1: "O"})
+    found = TokenClassification().measure([["O", "ERR", "O"]], [(["O", "O", "O"], 0)], config)
+    assert found.metrics["f1"] == 0 and [one["label"] for one in found.details["classes"]] == ["O", "ERR"]
 
 
 def test_perplexity():

@@ -26,7 +26,7 @@ from distilbert.core.tokenizer import DistilBertTokenizer
 from distilbert.distillation.corpus import prepare_corpus
 from distilbert.distillation.masked_texts import MaskedTexts
 from distilbert.distillation.masking import IGNORED
-from distilbert.training import Recipe, Settings, distill, finetune
+from distilbert.training import Recipe, Settings, TaskRecipe, distill, finetune
 from distilbert.training.examples import LABELLED
 from distilbert.training.log import draw_curves, read
 from distilbert.training.run import FOLDER
@@ -476,6 +476,7 @@ def test_a_run_that_never_began_holds_nothing(tiny, files, tmp_path):
         ("text-classification", "a film\tgood\nthe plot\tgood\n", r"data: all labels are 'good', expected two classes"),
         ("text-classification", "a film\t0\nthe plot\t0\n", r"data: all labels are '0', expected two classes"),
         ("text-classification", "tweet\tstars\na\t1\nb\t0.5\n", r"data: the first label is 'stars', and all others"),
+        ("text-classification", "a\t0.5\nb\tnan\nc\t1.5\n", "data: a label is nan, and the others are numbers"),
         ("text-classification", "".join(f"good\ttext {n}\n" for n in range(30)), "30 different labels for 30 texts"),
         ("token-classification", "a film is\tgood\n", "data: most words are several, such as 'a film is'"),
         ("ner", "", "data: holds no examples"),
@@ -528,6 +529,8 @@ def write_labels(folder, labels):
         ("5 1 3 5", {"num_labels": 3, "id2label": {0: "1", 1: "3", 2: "5"}}),
         ("10 9 10 9", {"num_labels": 2, "id2label": {0: "9", 1: "10"}}),
         ("0 0.5 1 1", {"num_labels": 1, "problem_type": "regression"}),
+        ("-1 1 -1 1", {"num_labels": 2, "id2label": {0: "-1", 1: "1"}}),
+        ("20002 10001 0 0", {"num_labels": 3, "id2label": {0: "0", 1: "10001", 2: "20002"}}),
     ],
 )
 def test_what_numbers_are(labels, expected, tmp_path):
@@ -583,7 +586,7 @@ def test_several_labels_for_a_text(tiny, tmp_path):
     assert found.id2label == names["id2label"] and found.problem_type == names["problem_type"]
     (tmp_path / "more.txt").write_text("a mess\n")
     options = {"teacher": tmp_path / "out", "unlabelled": [tmp_path / "more.txt"], "settings": Settings(**QUICK)}
-    with pytest.raises(InputError, match="unlabelled texts are for one of several classes"):
+    with pytest.raises(InputError, match="gives numbers or several labels at a time, expected one of several"):
         finetune(model, tmp_path / "student", *arguments, backend="pt", **options)
 
 
@@ -605,6 +608,87 @@ def test_a_teacher_of_other_dimensions(tiny, corpus, tmp_path):
     recipe = Recipe(cosine_weight=0.0)
     options = {"teacher": wide, "recipe": recipe, "settings": Settings(**QUICK), "backend": "pt"}
     assert distill(tiny("masked-lm"), tmp_path / "out", corpus, **options).step == 4
+
+
+def cut_at(folder, limit, target):
+    """A copy whose tokenizer reads less."""
+    path = shutil.copytree(folder, target) / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": limit}))
+    return target
+
+
+def test_a_teacher_reads_the_windows_of_its_student(tiny, tmp_path, caplog):
+    model = tiny("token-classification")
+    label = read_config(model).id2label[0]
+    lines = "\n\n".join("\n".join(f"{word}\t{label}" for word in WORDS[:size]) for size in (11, 3, 9, 4))
+    (tmp_path / "data.conll").write_text(lines)
+    short = cut_at(model, 8, tmp_path / "short")
+    options = {"recipe": TaskRecipe(alpha=1.0), "settings": Settings(**QUICK), "backend": "pt", "device": "cpu"}
+    arguments = ("token-classification", tmp_path / "data.conll")
+    finetune(short, tmp_path / "out", *arguments, teacher=model, **options)
+    assert abs(curve(tmp_path / "out")[0]) < 1e-6  # as it is its own teacher
+    assert "2 of 4 texts cut to the model's 8 tokens" in caplog.text
+    with pytest.raises(InputError, match=r"a text of 13 tokens, .*: the model reads at most 8"):
+        finetune(model, tmp_path / "other", *arguments, teacher=short, **options)
+
+
+def test_a_teacher_of_other_words(tiny, corpus, tmp_path):
+    other = shutil.copytree(tiny("masked-lm"), tmp_path / "other")
+    words = DistilBertTokenizer.from_pretrained(other).convert_ids_to_tokens(range(97))
+    (other / "tokenizer.json").unlink()
+    (other / "vocab.txt").write_text("".join(f"{word}\n" for word in [*words[:5], *words[:4:-1]]))
+    with pytest.raises(InputError, match="other: has other words than the student"):
+        distill(tiny("masked-lm"), tmp_path / "out", corpus, teacher=other, backend="pt")
+
+
+def test_a_regression_has_no_teacher(tiny, tmp_path):
+    data, options = write_labels(tmp_path, "0 0.5 1 1"), {"settings": Settings(**QUICK), "backend": "pt"}
+    finetune(tiny("masked-lm"), tmp_path / "out", "text-classification", data, **options)
+    with pytest.raises(InputError, match="out: gives numbers or several labels at a time"):
+        finetune(tiny("masked-lm"), tmp_path / "b", "text-classification", data, teacher=tmp_path / "out", **options)
+
+
+def test_patience_needs_something_to_measure(tiny, files, tmp_path):
+    data = files["text-classification"]
+    with pytest.raises(ConfigError, match="patience is 2, but nothing is measured"):
+        finetune(tiny("masked-lm"), tmp_path / "out", "text-classification", data, settings=Settings(patience=2))
+
+
+def test_one_process_trains_in_a_folder_and_its_best_model_answers(tiny, files, tmp_path):
+    data, model = files["text-classification"], tiny("sequence-classification")
+    settings, seen = Settings(**QUICK | {"evaluate_every": 1}), []
+
+    def look(progress):
+        if progress.step == 2:
+            with pytest.raises(CheckpointError, match="out: another process trains there"):
+                finetune(
+                    model, tmp_path / "out", "text-classification", data, dev=data, settings=settings, backend="pt"
+                )
+            seen.append(distilbert.pipeline("text-classification", tmp_path / "out", device="cpu")("a film"))
+
+    options = {"settings": settings, "backend": "pt", "device": "cpu"}
+    finetune(model, tmp_path / "out", "text-classification", data, dev=data, progress=look, **options)
+    assert len(seen) == 1
+
+
+def test_blanks_at_the_ends_of_an_answer_belong_to_no_token(tiny, tmp_path):
+    lines = (
+        {"question": "film is", "context": "the plot is a mess", "answers": {"text": [text], "answer_start": [start]}}
+        for text, start in (("plot is", 4), (" plot is ", 3))
+    )
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    plain, blank = LABELLED["question-answering"].read(str(tmp_path / "data.jsonl"), None, {})
+    assert plain.truth == blank.truth == (4, 11)
+
+
+def test_masks_without_a_teacher_are_the_recipes(tiny, corpus, tmp_path):
+    arguments = ["distill", tiny("masked-lm"), tmp_path / "out", "--corpus", corpus, "--mask-probability", "0.3"]
+    result = CliRunner().invoke(
+        make_app(["distill"]), list(map(str, [*arguments, "--max-steps", 1, "--backend", "pt"]))
+    )
+    assert result.exit_code == 0, result.output
+    recipe = json.loads((tmp_path / "out" / FOLDER / "run.json").read_text())["recipe"]
+    assert (recipe["mask_probability"], recipe["masked_lm_weight"]) == (0.3, 1.0)
 
 
 def test_a_teacher_that_scores_no_words(tiny, corpus, tmp_path):
@@ -685,7 +769,7 @@ def test_several_devices_are_one_with_the_same_batch(backend, straight, tiny, co
 def test_options_come_before_those_of_the_file(tiny, files, tmp_path):
     (tmp_path / "run.yaml").write_text(
         f"task: text-classification\ndata: {files['text-classification']}\nlearning-rate: 1e-3\nmax_steps: 3\n"
-        "batch_size: 4\nbackend: pt\ndevice: cpu\nfreeze: [words]\n"
+        "batch_size: 4\nbackend: pt\ndevice: cpu\nfreeze: [words]\ntext_field: 1\nlabel_field: 2\n"
     )
     arguments = [
         "finetune",
@@ -708,6 +792,7 @@ def test_options_come_before_those_of_the_file(tiny, files, tmp_path):
         ("[1, 2]", "holds a list, expected options by name"),
         ("a: [", "is not YAML"),
         ("batch_size: many", "batch_size is 'many', expected int"),
+        ("teacher: [a]", "teacher is ['a'], expected one text"),
         ("", "task: is not given"),
     ],
 )

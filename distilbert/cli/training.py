@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
@@ -190,7 +190,9 @@ def distill(
         if "corpus" not in options:
             raise ConfigError("corpus: is not given; name it with --corpus, or in --config")
         settings = _taken(Settings, options)
-        recipe = _taken(Recipe, options) if options.get("teacher") else None
+        alone = {} if options.get("teacher") else {"masked_lm_weight": 1.0}
+        options = alone | options
+        recipe = _taken(Recipe, options)
         with show_training() as progress:
             position = training.distill(
                 *(student, out, options.pop("corpus")),
@@ -221,6 +223,11 @@ def _merged(path: Path | None, given: Mapping[str, Any], command: Callable[..., 
             raise ConfigError(f"{path}: holds a {type(stored).__name__}, expected options by name")
         stored = {str(name).replace("-", "_"): value for name, value in stored.items()}
         stored |= {name: str(stored[name]) for name in TEXTS if type(stored.get(name)) is int}
+        if isinstance(stored.get("unlabelled"), str):
+            stored["unlabelled"] = [stored["unlabelled"]]
+        for name in TEXTS:
+            if not isinstance(stored.get(name), (str, NoneType)):
+                raise ConfigError(f"{path}: {name} is {stored[name]!r:.40}, expected one text")
         if unknown := stored.keys() - given.keys():
             known = ", ".join(sorted(given))
             raise ConfigError(f"{path}: no option {', '.join(sorted(unknown))}; the options are: {known}")
@@ -241,7 +248,7 @@ def _taken(cls: type, options: dict[str, Any]) -> Any:
         value, kind = options.pop(field.name), hints[field.name]
         kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
         if kind == tuple[str, ...]:
-            value = tuple([value] if isinstance(value, str) else value)
+            value = tuple([value] if isinstance(value, (str, int)) else value)
         elif float in kinds and type(value) in (int, str):
             try:
                 value = float(value)  # YAML takes 5e-5 for a text

@@ -105,6 +105,7 @@ def entities(true: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) 
     """
     from seqeval.metrics import accuracy_score, classification_report
 
+    true, predicted = ([[_iobes(label) for label in labels] for labels in many] for many in (true, predicted))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # means of nothing, where there are no entities at all
         report = classification_report(true, predicted, output_dict=True, zero_division=0)
@@ -126,6 +127,12 @@ def entities(true: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) 
         for kind in kinds
     ]
     return Measured(_floats(metrics), {"classes": classes})
+
+
+def _iobes(label: str) -> str:
+    """A label of BILOU or BMES by the letters that seqeval knows."""
+    position, dash, kind = label.partition("-")
+    return {"U": "S", "L": "E", "M": "I"}.get(position, position) + dash + kind if dash else label
 
 
 def choices(true: Sequence[int], chosen: Sequence[int]) -> Measured:

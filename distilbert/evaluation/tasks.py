@@ -214,7 +214,8 @@ class TokenClassification:
             measured = metrics.entities(truths, predicted)
         else:
             flat = [[label for labels in many for label in labels] for many in (truths, predicted)]
-            names = sorted({*flat[0], *flat[1]})
+            own = dict.fromkeys((*config.id2label.values(), *flat[0], *flat[1]))
+            names = sorted(own, key=lambda label: label != OUTSIDE)  # the F1 of two is that of what is not outside
             numbers = {name: number for number, name in enumerate(names)}
             true, found = ([numbers[name] for name in labels] for labels in flat)
             measured = metrics.classification(true, found, names)

@@ -6,6 +6,7 @@ trained on what it will be asked.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -25,10 +26,14 @@ from distilbert.pipelines import TASKS, Pipeline
 from distilbert.pipelines.batching import Arrays, run_by_length
 from distilbert.pipelines.pipeline import Sample
 
+logger = logging.getLogger("distilbert")
+
 FEW = 20  # texts of which each may have a label of its own
 TOGETHER = 16384  # examples to encode at a time: a tokenizer's encodings take a hundred times the memory of the ids
 UNLIKELY = -1e4  # fills up a teacher's logits of places: none of its probability is there
 
+MOST_CLASSES = 10_000  # that numbers without names are taken for
+NOT_FINITE = re.compile(r"[-+]?(nan|inf|infinity)", re.IGNORECASE)
 NUMBER = re.compile(r"[-+]?\d*\.?\d+(e[-+]?\d+)?")
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids")
 Row = dict[str, np.ndarray]
@@ -102,7 +107,8 @@ class TextClassification:
     def labels(self, file: str, options: dict[str, Any]) -> dict[str, Any]:
         """The config fields that the labels of a file ask for.
 
-        Numbers from 0 on are those of classes, as many as the largest says; others, such as 1 to 5 stars, are names.
+        Whole numbers from 0 on are those of classes, as many as the largest says; others, such as 1 to 5 stars or -1
+        and 1, are names.
         """
         labels = []
         for read in data.read_texts(file, **options):
@@ -121,7 +127,11 @@ class TextClassification:
                 f"{file}: the first label is {found[0][:40]!r}, and all others are numbers: is the first line a "
                 "header? Then name the columns with --text-field and --label-field"
             )
-        are_classes = all(re.fullmatch(r"\d{1,4}", label) for label in different)
+        others = {label for label in different if not NOT_FINITE.fullmatch(label)}
+        if others != different and others and all(map(NUMBER.fullmatch, others)):
+            odd = min(different - others)
+            raise InputError(f"{file}: a label is {odd}, and the others are numbers: leave such texts out")
+        are_classes = all(re.fullmatch(r"[-+]?\d+", label) for label in different)
         if not are_classes and all(map(NUMBER.fullmatch, different)):
             return {"num_labels": 1, "problem_type": "regression"}
         if len(different) == 1:
@@ -130,9 +140,11 @@ class TextClassification:
             raise InputError(
                 f"{file}: has {len(different)} different labels for {len(found)} texts, one of them {found[0][:40]!r}: "
                 "name the field of the labels with --label-field"
+                + ("; numbers for a regression have a decimal point" if are_classes else "")
             )
-        if are_classes and min(map(int, different), default=0) == 0:
-            return {"num_labels": max(map(int, different), default=0) + 1}
+        numbers = sorted(map(int, different)) if are_classes else []
+        if are_classes and (not numbers or (numbers[0] == 0 and numbers[-1] < MOST_CLASSES)):
+            return {"num_labels": max(numbers, default=0) + 1}
         return named(sorted(different, key=int if are_classes else None))
 
     def read(self, file: str, config: Config, options: dict[str, Any]) -> list[Example]:
@@ -217,11 +229,13 @@ class QuestionAnswering:
                 answer, stated = question.answers[0], question.starts[0]
                 start = question.context.find(answer) if stated is None else stated
                 place = start, start + len(answer)
-                if not answer or question.context[start : place[1]] != answer:
+                if not answer.strip() or question.context[start : place[1]] != answer:
                     raise InputError(
                         f"{file}: the answer {answer[:40]!r} to {question.question[:40]!r} does not stand "
                         "in its context where the file says"
                     )
+                first = place[0] + len(answer) - len(answer.lstrip())  # blanks at its ends belong to no token
+                place = first, first + len(answer.strip())
             examples.append(Example({"question": question.question, "context": question.context}, place))
         return examples
 
@@ -305,20 +319,26 @@ def make_examples(
         InputError: an example that cannot be encoded, or none at all.
     """
     rows: list[Row] = []
+    cut = 0
     for start in range(0, len(examples), TOGETHER):
         some = examples[start : start + TOGETHER]
         samples = encode(pipeline, some)
+        cut += sum(sample.is_cut for sample in samples)
         made = [
             row
             for sample, one in zip(samples, some, strict=True)
             for row in task.rows(sample, one.truth, pipeline.config)
         ]
         if teacher is not None:
-            for row, answer in zip(made, teach(task, some, teacher), strict=True):
+            # Where answers are about tokens, the teacher has the student's, and reads them in the same windows.
+            asked = samples if task.per_token else encode(teacher, some)
+            for row, answer in zip(made, teach(task, asked, teacher), strict=True):
                 mask = answer.pop("soft_mask")
                 row |= {f"{TEACHER}{name}": value.astype(np.float32) for name, value in answer.items()}
                 row["soft_mask"] = mask
         rows += made
+    if cut:
+        logger.warning("%d of %d texts cut to the model's %d tokens", cut, len(examples), pipeline.limit)
     return Examples(rows, pipeline.config.pad_token_id or 0, task.per_token)
 
 
@@ -327,9 +347,13 @@ def encode(pipeline: Pipeline, examples: Sequence[Example]) -> list[Sample]:
     return pipeline.encode([pipeline.parse(one.item, pipeline.options) for one in examples], pipeline.options)
 
 
-def teach(task: Labelled, examples: Sequence[Example], teacher: Pipeline) -> Iterable[Row]:
-    """The teacher's answers, for each row."""
-    samples = encode(teacher, examples)
+def teach(task: Labelled, samples: Sequence[Sample], teacher: Pipeline) -> Iterable[Row]:
+    """The teacher's answers, for each row.
+
+    Raises:
+        InputError: it cannot read as much as the student.
+    """
+    teacher.check_lengths(samples)
     windows = [window for sample in samples for window in sample.windows]
     has_segments = family_of(teacher.config).has_segments
     outputs = iter(

@@ -33,7 +33,7 @@ class Log:
         self.file = (folder / METRICS_FILE).open("w", encoding="utf-8")
         for record in kept:
             self._write(record)
-        self.events = SummaryWriter(str(folder / EVENTS_FOLDER))
+        self.events = SummaryWriter(str(folder / EVENTS_FOLDER), purge_step=step + 1 if step else None)
 
     def add(self, kind: str, step: int, values: Mapping[str, float], **more: Any) -> None:
         """A record of ``kind``, after ``step`` updates."""

@@ -8,18 +8,26 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from distilbert.core.errors import CheckpointError, DistilBertError, InputError
 from distilbert.core.files import flush
+from distilbert.core.tokenizer import DistilBertTokenizer
 from distilbert.training.log import EVALUATED, TRAINED, Log
 from distilbert.training.settings import Settings
 from distilbert.training.steps import Part, Step, Steps
+
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None  # type: ignore[assignment]
 
 FOLDER = "training"
 RUN_FILE = "run.json"
@@ -93,6 +101,7 @@ class Run:
         steps: what from.
         settings: how.
         identity: what else makes this run another than one with the same settings, such as its data; JSON.
+        tokenizer: the model's, which is kept with it.
         evaluate: measures the model; by default nothing does, and the last model is kept.
         progress: is told after each step.
         overwrite: begin anew where the folder holds another run or checkpoint.
@@ -109,6 +118,7 @@ class Run:
         settings: Settings,
         identity: Mapping[str, Any],
         *,
+        tokenizer: DistilBertTokenizer,
         evaluate: Callable[[], Evaluation] | None = None,
         progress: Callable[[Progress], None] | None = None,
         overwrite: bool = False,
@@ -116,6 +126,7 @@ class Run:
         self.model_folder = Path(folder)
         self.folder = self.model_folder / FOLDER
         self.trainer, self.all_steps, self.settings, self.evaluate = trainer, steps, settings, evaluate
+        self.tokenizer = tokenizer
         self.progress = progress or (lambda progress: None)
         self.evaluate_every = settings.evaluate_every or steps.per_epoch
         self.identity = {"settings": asdict(settings), **identity}
@@ -131,10 +142,14 @@ class Run:
 
         Raises:
             InputError: a loss that is not finite; the last checkpoint is from before.
-            CheckpointError: what is to be written cannot be.
+            CheckpointError: what is to be written cannot be, or another process trains there.
         """
         if self.complete:
             return self.position
+        with alone(self.model_folder) if self.trainer.is_primary else nullcontext():
+            return self._train()
+
+    def _train(self) -> Position:
         if self.trainer.is_primary:
             if self.overwrite:
                 shutil.rmtree(self.folder, ignore_errors=True)
@@ -144,7 +159,7 @@ class Run:
         self._clock, self._tokens = time.perf_counter(), 0
         self.trainer.train(self)
         if self.evaluate is None:
-            self.trainer.save_model(self.model_folder)
+            self._keep()
         if self.log:
             self.log.close()
             _write_json(self.folder / RUN_FILE, {**self.identity, "complete": True, **asdict(self.position)})
@@ -227,10 +242,16 @@ class Run:
         is_better = position.best is None or (value < position.best if found.is_loss else value > position.best)
         if is_better:
             position.best, position.best_step, position.waited = value, position.step, 0
-            self.trainer.save_model(self.model_folder)
+            self._keep()
         else:
             position.waited += 1
         return self.settings.patience is None or position.waited < self.settings.patience
+
+    def _keep(self) -> None:
+        """Write the model, a checkpoint like any other from the first one on."""
+        if self.trainer.is_primary:
+            self.tokenizer.save_pretrained(self.model_folder)
+        self.trainer.save_model(self.model_folder)
 
     def save(self) -> None:
         """Write what is needed to go on from here; an earlier state stays until this one is complete.
@@ -275,6 +296,28 @@ class Run:
             return Position()
         self.trainer.load_state(states[-1])
         return Position(**json.loads((states[-1] / POSITION_FILE).read_text("utf-8")))
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a folder, made if absent, against other processes; where the system has no such locks, against none.
+
+    Raises:
+        CheckpointError: another process holds it.
+    """
+    if fcntl is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(f"{folder}: another process trains there; wait for it, or choose another") from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def begin(model_folder: Path, identity: Mapping[str, Any], overwrite: bool) -> bool:

@@ -16,7 +16,7 @@ from typing import Any, cast
 from distilbert.conversion.source import head_of
 from distilbert.core.backends import choose_backend, require_backend
 from distilbert.core.config import Config, read_config
-from distilbert.core.errors import InputError
+from distilbert.core.errors import CheckpointError, ConfigError, InputError
 from distilbert.core.spec import family_of
 from distilbert.core.tokenizer import DistilBertTokenizer
 from distilbert.distillation.corpus import Corpus, fingerprint
@@ -39,6 +39,7 @@ DECISIVE = {
     "question-answering": ("f1",),
     "multiple-choice": ("accuracy",),
 }
+LINES = Recipe(masked_lm_weight=1.0, smoothing=0.0)  # all tokens alike, as ``evaluate`` hides them
 HELD_OUT = Settings(batch_size=None, max_tokens=8192, epochs=1, seed=0)  # how held-out text is read
 
 Show = Callable[[Progress], None]
@@ -70,8 +71,8 @@ def finetune(
     The teacher is asked once, before. It may have another vocabulary where a whole text has one answer.
 
     Args:
-        model: what to begin with: a folder, or a Hub id. A head that it lacks, or has for another number of labels, is
-            new; one for as many others begins with its values, and a warning says so.
+        model: what to begin with: a folder, or a Hub id. A head that it lacks, or that has no such labels as the file
+            or too few, is new, and a warning says so of one that was trained; others keep values, names and kind.
         folder: where to. After a crash the same call goes on there.
         task: one of ``examples.LABELLED``; or ``"fill-mask"``, of lines of text without labels.
         data: the file to train on, as ``evaluate`` reads it; for multiple choice lines of JSON with ``prompt``,
@@ -97,6 +98,7 @@ def finetune(
         MissingBackendError: the framework, or a library for logs and metrics, is not installed.
     """
     settings, recipe = settings or Settings(), recipe or TaskRecipe()
+    _check_dev(settings, dev)
     task = ALIASES.get(task, task)
     if task not in (*LABELLED, "fill-mask"):
         raise InputError(f"task is {task!r}, expected one of {', '.join((*LABELLED, 'fill-mask'))}")
@@ -120,7 +122,7 @@ def finetune(
     tokenizer = DistilBertTokenizer.from_pretrained(model)
     if task == "fill-mask":
         return _train_masked_lm(
-            *(model, folder, Recipe(masked_lm_weight=1.0), tokenizer, settings, identity, backend, device, overwrite),
+            *(model, folder, LINES, tokenizer, settings, identity, backend, device, overwrite),
             source=_masked_lines(data, model, tokenizer),
             dev=None if dev is None else _masked_lines(dev, model, tokenizer),
             progress=progress,
@@ -129,11 +131,14 @@ def finetune(
     labels = _labels(kind, model, teacher, str(data), options)
     trainer = _trainer(backend)(TASKS[task].head, model, settings, recipe, device=device, **labels)
     asked = make_pipeline(kind, trainer.inference(), tokenizer)
+    is_of_classes = asked.config.num_labels > 1 and asked.config.problem_type != "multi_label_classification"
+    if teacher is not None and task == "text-classification" and not is_of_classes:
+        raise InputError(
+            f"{teacher}: gives numbers or several labels at a time, expected one of several classes to teach"
+        )
     examples = kind.read(str(data), asked.config, options)
     if not examples:
         raise InputError(f"{data}: holds no examples")
-    if unlabelled and (asked.config.num_labels == 1 or asked.config.problem_type == "multi_label_classification"):
-        raise InputError("unlabelled texts are for one of several classes, not for numbers or several labels at a time")
     for file in unlabelled:
         examples += [Example({"text": line}, IGNORED) for line in _lines(file)]
     # What ``evaluate`` will read, found out before hours of training. It takes more than can be trained on.
@@ -190,6 +195,7 @@ def distill(
         MissingBackendError: the framework, or a library for logs, is not installed.
     """
     settings = settings or Settings()
+    _check_dev(settings, dev)
     recipe = recipe or (Recipe() if teacher else Recipe(masked_lm_weight=1.0))
     identity = {
         "command": "distill",
@@ -209,6 +215,9 @@ def distill(
                 f"{teacher}: has the head {head}, expected a masked LM's: what it teaches is words' scores"
             )
         _check_teacher(read_config(student), config, recipe)
+        with suppress(CheckpointError):  # it may come without a tokenizer
+            if DistilBertTokenizer.from_pretrained(teacher).get_vocab() != tokenizer.get_vocab():
+                raise InputError(f"{teacher}: has other words than the student, whose scores it is to teach")
     return _train_masked_lm(
         *(student, folder, recipe, tokenizer, settings, identity, backend, device, overwrite),
         source=MaskedTexts.of_corpus(Corpus(corpus), recipe, tokenizer),
@@ -268,11 +277,14 @@ def _run(
     overwrite: bool,
 ) -> Position:
     steps = Steps(source, settings, trainer.parts, trainer.buckets)
-    run = Run(*(folder, trainer, steps, settings, identity), evaluate=measure, progress=progress, overwrite=overwrite)
-    position = run()
-    if trainer.is_primary:
-        tokenizer.save_pretrained(folder)
-    return position
+    run = Run(
+        *(folder, trainer, steps, settings, identity),
+        tokenizer=tokenizer,
+        evaluate=measure,
+        progress=progress,
+        overwrite=overwrite,
+    )
+    return run()
 
 
 def _check(folder: str | Path, settings: Settings, identity: dict[str, Any], overwrite: bool) -> None:
@@ -280,6 +292,12 @@ def _check(folder: str | Path, settings: Settings, identity: dict[str, Any], ove
     for library in ("tensorboardX", "matplotlib", "sklearn"):
         require_backend(library, "train")
     begin(Path(folder), {"settings": asdict(settings), **identity}, overwrite)
+
+
+def _check_dev(settings: Settings, dev: str | Path | None) -> None:
+    """Refuse to wait for what is not measured."""
+    if settings.patience is not None and dev is None:
+        raise ConfigError(f"patience is {settings.patience}, but nothing is measured; name a file with dev")
 
 
 def _trainer(backend: str) -> Any:
@@ -298,7 +316,7 @@ def _lines(file: str | Path) -> list[str]:
 def _masked_lines(file: str | Path, model: str | Path, tokenizer: DistilBertTokenizer) -> MaskedTexts:
     """The lines of a file, to fill masks in."""
     limit = min(tokenizer.model_max_length, read_config(model).max_position_embeddings)
-    return MaskedTexts.of_lines(_lines(file), Recipe(), tokenizer, limit)
+    return MaskedTexts.of_lines(_lines(file), LINES, tokenizer, limit)
 
 
 def _labels(
