@@ -162,6 +162,22 @@ def test_every_feed_gives_the_same_loss(feed, own_loss, unchanging):
     assert scores["accuracy"] == pytest.approx(np.mean(np.argmax(model(x).logits, -1) == y))
 
 
+def test_lists_are_taken_wherever_arrays_are(unchanging):
+    (x, y), model = toy(), unchanging(True)
+    weights = np.where(y == 1, 3.0, 0.5)
+    expected = model.evaluate(x, y, sample_weight=weights, verbose=0)[0]
+    texts, labels, weighed = UserDict({name: value.tolist() for name, value in x.items()}), y.tolist(), weights.tolist()
+    for held_out in ((texts, {"logits": tuple(labels)}, weighed), [UserDict(texts, labels=labels), None, weighed]):
+        history = model.fit(texts, labels, sample_weight=weighed, validation_data=held_out, verbose=0).history
+        assert [history["loss"][0], history["val_loss"][0]] == pytest.approx([expected] * 2, abs=1e-5)
+    for method in (model.train_on_batch, model.test_on_batch):
+        assert method(texts, labels, weighed)[0] == pytest.approx(expected, abs=1e-5)
+    logits = model.predict(x, verbose=0)["logits"]
+    pair = [texts["input_ids"], texts["attention_mask"]]
+    for found in (model.predict(pair[0], verbose=0), model.predict(pair, verbose=0), model.predict_on_batch(texts)):
+        np.testing.assert_allclose(found["logits"], logits, rtol=0, atol=1e-5)
+
+
 def test_a_separable_task_is_learnt():
     x, y = toy(512)
     model = new_model(initializer_range=0.2)
@@ -209,9 +225,15 @@ def test_question_answering_takes_keras_losses():
     start, end = given.pop("start_positions"), given.pop("end_positions").clip(0, 10)
     expected = float(model(given, start_positions=start, end_positions=end).loss)
     cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    for y in ((start, end), {"start_positions": start, "end_positions": end}):
-        model.compile("sgd", loss={"start_logits": cross_entropy, "end_logits": cross_entropy})
-        assert model.evaluate(given, y, verbose=0, return_dict=True)["loss"] == pytest.approx(2 * expected, abs=1e-5)
+    model.compile("sgd", loss={"start_logits": cross_entropy, "end_logits": cross_entropy})
+    once = np.ones(len(start))
+    for y, weight in (
+        ((start, end), None),
+        ({"start_positions": start, "end_positions": end}, once),
+        ({"end_logits": end, "start_logits": start.tolist()}, {"start_logits": once, "end_logits": once}),
+    ):
+        scores = model.evaluate(given, y, sample_weight=weight, verbose=0, return_dict=True)
+        assert scores["loss"] == pytest.approx(2 * expected, abs=1e-5)
 
 
 def test_callbacks_and_resume(tmp_path):

@@ -7,20 +7,21 @@ B batch, L length, D model, C classes or choices, V vocabulary.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import keras
-import numpy as np
 from keras import ops
 
 from distilbert.core.config import Config
 from distilbert.core.errors import InputError
+from distilbert.core.inputs import as_array
 from distilbert.core.outputs import ModelOutput
 from distilbert.core.spec import BERT, DISTILBERT
 from distilbert.tf.encoder import Encoder, TFBertModel, TFDistilBertModel, check_values, get_activation
 from distilbert.tf.losses import IGNORED, classification_loss, span_loss, token_loss
-from distilbert.tf.model import PreTrainedModel, as_arrays
+from distilbert.tf.model import PreTrainedModel, rank
 
 Tensor = Any
 Output = ModelOutput | tuple[Tensor, ...]
@@ -70,22 +71,60 @@ class HeadModel(PreTrainedModel):
         raise NotImplementedError
 
     def fit(self, x: Any = None, y: Any = None, *arguments: Any, **options: Any) -> keras.callbacks.History:
-        """As ``keras.Model.fit``; ``x`` may also be what a tokenizer gives, and hold the labels, which may be lists."""
-        return super().fit(*self.labels_apart(x, y), *arguments, **options)
+        """As ``keras.Model.fit``; ``x`` may also be what a tokenizer gives, and hold the labels.
+
+        Lists stand for arrays everywhere, also in ``sample_weight`` and ``validation_data``.
+        """
+        given = self.arguments_of(super().fit, x, y, *arguments, **options)
+        held_out = given.get("validation_data")
+        if held_out is not None:
+            given["validation_data"] = self.labels_apart(*keras.utils.unpack_x_y_sample_weight(held_out))
+        return super().fit(**given)
 
     def evaluate(self, x: Any = None, y: Any = None, *arguments: Any, **options: Any) -> Any:
-        """As ``keras.Model.evaluate``, with inputs and labels as for ``fit``."""
-        return super().evaluate(*self.labels_apart(x, y), *arguments, **options)
+        """As ``keras.Model.evaluate``, with inputs, labels and weights as for ``fit``."""
+        return super().evaluate(**self.arguments_of(super().evaluate, x, y, *arguments, **options))
 
-    def labels_apart(self, x: Any, y: Any) -> tuple[Any, Any]:
-        """Inputs and labels as arrays. Keras drops the weights of labels that are among the inputs."""
-        x = as_arrays(x)
+    def train_on_batch(self, x: Any, y: Any = None, *arguments: Any, **options: Any) -> Any:
+        """As ``keras.Model.train_on_batch``, with inputs, labels and weights as for ``fit``."""
+        return super().train_on_batch(**self.arguments_of(super().train_on_batch, x, y, *arguments, **options))
+
+    def test_on_batch(self, x: Any, y: Any = None, *arguments: Any, **options: Any) -> Any:
+        """As ``keras.Model.test_on_batch``, with inputs, labels and weights as for ``fit``."""
+        return super().test_on_batch(**self.arguments_of(super().test_on_batch, x, y, *arguments, **options))
+
+    def arguments_of(self, method: Callable[..., Any], *arguments: Any, **options: Any) -> dict[str, Any]:
+        """The arguments of a method of Keras by name, its data as arrays."""
+        given = inspect.signature(method).bind(*arguments, **options).arguments
+        given |= given.pop("kwargs", {})
+        names = ("x", "y", "sample_weight")
+        return given | dict(zip(names, self.labels_apart(*map(given.get, names)), strict=True))
+
+    def labels_apart(self, x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
+        """Inputs, labels and weights as arrays. Keras drops the weights of labels that are among the inputs."""
+        x = self.as_arrays(x)
         if y is None and isinstance(x, dict) and all(name in x for name in self.label_names):
             y = {name: x.pop(name) for name in self.label_names}
-            y = y if len(y) > 1 else y[self.label_names[0]]
-        elif isinstance(y, list) and y:
-            y = np.asarray(y) if len(self.label_names) == 1 else [np.asarray(each) for each in y]
-        return x, as_arrays(y)
+        return x, self.as_labels(y), self.as_labels(sample_weight)
+
+    def as_labels(self, values: Any) -> Any:
+        """Labels, or weights, as arrays: one, or where there are several by name."""
+        if isinstance(values, (list, tuple)) and (len(self.label_names) == 1 or rank(values) < 2):
+            return as_array(self.label_names[0], values)
+        if not isinstance(values, (Mapping, list, tuple)):
+            return values
+        named = {name: as_array(name, value) for name, value in self.by_label(values).items()}
+        return named.get(self.label_names[0], named) if len(self.label_names) == 1 else named
+
+    def by_label(self, values: Any) -> dict[str, Tensor]:
+        """Values, one a label, by the labels' names: from one, several in order, or a mapping.
+
+        The mapping's names may also be those of the predictions, as Keras has it.
+        """
+        if isinstance(values, Mapping):
+            pairs = zip(self.label_names, self.prediction_names, strict=True)
+            return {pair[0]: values[name] for pair in pairs for name in pair if name in values}
+        return dict(zip(self.label_names, values if isinstance(values, (list, tuple)) else (values,), strict=False))
 
     def split_labels(self, x: Any, y: Any) -> dict[str, Tensor]:
         """The labels by name, from ``y`` (one tensor, one a name, or a mapping) or from among the inputs."""
@@ -93,10 +132,7 @@ class HeadModel(PreTrainedModel):
         if y is not None:
             if labels:
                 raise InputError(f"{', '.join(labels)}: among the inputs and given as y too, expected one of both")
-            if not isinstance(y, Mapping):
-                values = y if isinstance(y, (list, tuple)) else (y,)
-                y = dict(zip(self.label_names, values, strict=False))
-            labels = {name: y[name] for name in self.label_names if name in y}
+            labels = self.by_label(y)
         if len(labels) < len(self.label_names):
             raise InputError(f"no {' and '.join(self.label_names)} to train on, neither among the inputs nor as y")
         return labels
@@ -109,8 +145,7 @@ class HeadModel(PreTrainedModel):
             raise InputError("the config says return_dict=False, expected True: training reads the outputs by name")
         labels = self.split_labels(x, y)
         if self.loss is not None:
-            labels, predictions = self.for_keras(labels, y_pred)
-            return super().compute_loss(x, labels, predictions, sample_weight, training)
+            return super().compute_loss(x, *self.for_keras(labels, y_pred, sample_weight), training)
         if keras.tree.is_nested(sample_weight):  # Keras gives each of several labels the weight of its text
             sample_weight = keras.tree.flatten(sample_weight)[0]
         loss = self.own_loss(y_pred, sample_weight, **labels)
@@ -120,19 +155,23 @@ class HeadModel(PreTrainedModel):
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
         """The compiled metrics of the logits; those that are means of single values leave labels of -100 out."""
-        labels, predictions = self.for_keras(self.split_labels(x, y), y_pred)
+        labels, predictions, sample_weight = self.for_keras(self.split_labels(x, y), y_pred, sample_weight)
         if keras.tree.is_nested(labels):
             predictions = {name: counted([value, labels[name]]) for name, value in predictions.items()}
         else:
             predictions = counted([predictions, labels])
         return super().compute_metrics(x, labels, predictions, sample_weight)
 
-    def for_keras(self, labels: dict[str, Tensor], output: ModelOutput) -> tuple[Any, Any]:
-        """Labels and predictions as Keras's losses and metrics take them: a tensor each, or a mapping of several."""
-        if len(self.prediction_names) == 1:
-            return labels[self.label_names[0]], output[self.prediction_names[0]]
-        named = zip(self.prediction_names, labels.values(), strict=True)
-        return dict(named), {name: output[name] for name in self.prediction_names}
+    def for_keras(self, labels: dict[str, Tensor], output: ModelOutput, sample_weight: Any) -> tuple[Any, Any, Any]:
+        """Labels, predictions and weights as Keras's losses and metrics take them."""
+        predictions = [output[name] for name in self.prediction_names]
+        if keras.tree.is_nested(sample_weight):
+            sample_weight = self.by_prediction(*self.by_label(sample_weight).values())
+        return self.by_prediction(*labels.values()), self.by_prediction(*predictions), sample_weight
+
+    def by_prediction(self, *values: Any) -> Any:
+        """One value, or where there are several predictions a mapping by their names."""
+        return values[0] if len(self.prediction_names) == 1 else dict(zip(self.prediction_names, values, strict=True))
 
 
 class Counted(keras.layers.Layer):

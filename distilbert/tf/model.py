@@ -90,7 +90,7 @@ class PreTrainedModel(FromSpec, keras.Model):
         named = {name: value for name, value in named.items() if arguments or name != "input_ids"}
         if isinstance(first, Mapping):
             given = dict(first)
-        elif isinstance(first, (list, tuple)) and first and _rank(first[0]) >= self.input_rank:
+        elif isinstance(first, (list, tuple)) and first and rank(first[0]) >= self.input_rank:
             given = dict(zip(order, first, strict=False))
         else:
             first, given = None, {} if first is None else {"input_ids": first}
@@ -296,8 +296,16 @@ class PreTrainedModel(FromSpec, keras.Model):
         super().export(str(filepath), format=format, **options)
 
     def predict(self, x: Any, *arguments: Any, **options: Any) -> Any:
-        """As ``keras.Model.predict``; ``x`` may also be what a tokenizer gives."""
-        return super().predict(as_arrays(x), *arguments, **options)
+        """As ``keras.Model.predict``; ``x`` may also be what a tokenizer gives, and hold lists."""
+        return super().predict(self.as_arrays(x), *arguments, **options)
+
+    def predict_on_batch(self, x: Any) -> Any:
+        """As ``keras.Model.predict_on_batch``, with inputs as for ``predict``."""
+        return super().predict_on_batch(self.as_arrays(x))
+
+    def as_arrays(self, x: Any) -> Any:
+        """Inputs as Keras takes them: arrays by name. A data set stays as it is."""
+        return self.gather_arguments((x,), {}) if isinstance(x, (Mapping, list, tuple)) else x
 
     def predict_step(self, *arguments: Any) -> Any:
         """One batch of ``predict``. A loss, which labels among the inputs cause, is no prediction."""
@@ -324,18 +332,11 @@ class PreTrainedModel(FromSpec, keras.Model):
         return self.get_input_embeddings().embeddings
 
 
-def as_arrays(inputs: Any) -> Any:
-    """Inputs as Keras takes them: a plain mapping, and arrays in the place of lists."""
-    if not isinstance(inputs, Mapping):
-        return inputs
-    return {name: np.asarray(value) if isinstance(value, list) else value for name, value in inputs.items()}
-
-
-def _rank(value: Any) -> int:
+def rank(value: Any) -> int:
     """How many dimensions a tensor, an array or a nested list has."""
     if hasattr(value, "shape"):
         return len(value.shape)
-    return 1 + _rank(value[0]) if isinstance(value, (list, tuple)) and value else 0
+    return 1 + rank(value[0]) if isinstance(value, (list, tuple)) and value else 0
 
 
 # Lets Keras look inside an output, as predict and functional models must; on JAX and PyTorch also theirs.
