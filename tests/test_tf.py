@@ -142,7 +142,7 @@ def unchanging():
     @functools.cache
     def make(own_loss):
         model = new_model(dropout=0.0, attention_dropout=0.0, seq_classif_dropout=0.0)
-        loss = None if own_loss else keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        loss = None if own_loss else {"logits": keras.losses.SparseCategoricalCrossentropy(from_logits=True)}
         model.compile(keras.optimizers.SGD(0.0), loss=loss, metrics=["accuracy"])
         return model
 
@@ -225,7 +225,8 @@ def test_question_answering_takes_keras_losses():
     start, end = given.pop("start_positions"), given.pop("end_positions").clip(0, 10)
     expected = float(model(given, start_positions=start, end_positions=end).loss)
     cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile("sgd", loss={"start_logits": cross_entropy, "end_logits": cross_entropy})
+    metrics = ["accuracy", keras.metrics.SparseTopKCategoricalAccuracy(11)]  # of 11 places
+    model.compile("sgd", loss={"start_logits": cross_entropy, "end_logits": cross_entropy}, metrics=metrics)
     once = np.ones(len(start))
     for y, weight in (
         ((start, end), None),
@@ -234,6 +235,10 @@ def test_question_answering_takes_keras_losses():
     ):
         scores = model.evaluate(given, y, sample_weight=weight, verbose=0, return_dict=True)
         assert scores["loss"] == pytest.approx(2 * expected, abs=1e-5)
+        for name, positions in (("start_logits", start), ("end_logits", end)):
+            right = np.mean(np.argmax(model(given)[name], -1) == positions)
+            assert scores[f"{name}_accuracy"] == pytest.approx(right)
+            assert scores[f"{name}_sparse_top_k_categorical_accuracy"] == 1
 
 
 def test_callbacks_and_resume(tmp_path):
@@ -652,6 +657,18 @@ def test_training_needs_labels_once():
         model.fit({"input_ids": IDS}, verbose=0)
     with pytest.raises(InputError, match="labels: among the inputs and given as y too"):
         model.fit({"input_ids": IDS, "labels": np.array([0, 1])}, np.array([0, 1]), verbose=0)
+
+
+def test_classes_are_weighed_only_where_keras_can():
+    model, weights = load("seqcls"), {0: 1.0, 1: 2.0}
+    model.compile("sgd")
+    batches = tf.data.Dataset.from_tensors({"input_ids": IDS, "labels": np.array([0, 1])})
+    with pytest.raises(InputError, match="class_weight: labels among the inputs of a data set"):
+        model.fit(batches, class_weight=weights, verbose=0)
+    model = load("tokcls")
+    model.compile("sgd")
+    with pytest.raises(InputError, match="class_weight: TFDistilBertForTokenClassification has not one class a text"):
+        model.train_on_batch(IDS, IDS, class_weight=weights)
 
 
 def test_what_is_frozen_stays_so(tmp_path):

@@ -13,11 +13,12 @@ from typing import Any, ClassVar
 
 import keras
 from keras import ops
+from keras.tree import is_nested
 
 from distilbert.core.config import Config
 from distilbert.core.errors import InputError
 from distilbert.core.inputs import as_array
-from distilbert.core.outputs import ModelOutput
+from distilbert.core.outputs import HEADS_OF_TEXTS, ModelOutput
 from distilbert.core.spec import BERT, DISTILBERT
 from distilbert.tf.encoder import Encoder, TFBertModel, TFDistilBertModel, check_values, get_activation
 from distilbert.tf.losses import IGNORED, classification_loss, span_loss, token_loss
@@ -70,6 +71,19 @@ class HeadModel(PreTrainedModel):
         """The loss of the head's predictions in ``output``, a scalar in float32."""
         raise NotImplementedError
 
+    def compile(self, optimizer: Any = "adamw", loss: Any = None, **options: Any) -> None:
+        """As ``keras.Model.compile``; without a ``loss`` the model trains on its own.
+
+        A loss may be named by the only prediction, and a plain list of metrics is for each of several predictions.
+        """
+        if isinstance(loss, Mapping) and len(self.prediction_names) == 1:
+            loss = loss.get(self.prediction_names[0], loss)
+        for kind in ("metrics", "weighted_metrics"):
+            given = options.get(kind)
+            if len(self.prediction_names) > 1 and isinstance(given, (list, tuple)) and not any(map(is_nested, given)):
+                options[kind] = {name: [new_metric(metric) for metric in given] for name in self.prediction_names}
+        super().compile(optimizer, loss, **options)
+
     def fit(self, x: Any = None, y: Any = None, *arguments: Any, **options: Any) -> keras.callbacks.History:
         """As ``keras.Model.fit``; ``x`` may also be what a tokenizer gives, and hold the labels.
 
@@ -98,7 +112,10 @@ class HeadModel(PreTrainedModel):
         given = inspect.signature(method).bind(*arguments, **options).arguments
         given |= given.pop("kwargs", {})
         names = ("x", "y", "sample_weight")
-        return given | dict(zip(names, self.labels_apart(*map(given.get, names)), strict=True))
+        given |= zip(names, self.labels_apart(*map(given.get, names)), strict=True)
+        if given.get("class_weight") is not None:
+            self.check_class_weight(given["x"], given["y"])
+        return given
 
     def labels_apart(self, x: Any, y: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
         """Inputs, labels and weights as arrays. Keras drops the weights of labels that are among the inputs."""
@@ -106,6 +123,21 @@ class HeadModel(PreTrainedModel):
         if y is None and isinstance(x, dict) and all(name in x for name in self.label_names):
             y = {name: x.pop(name) for name in self.label_names}
         return x, self.as_labels(y), self.as_labels(sample_weight)
+
+    def check_class_weight(self, x: Any, y: Any) -> None:
+        """Explain where Keras would weigh something else than the class of a text, or nothing."""
+        if self.head not in HEADS_OF_TEXTS:
+            raise InputError(
+                f"class_weight: {type(self).__name__} has not one class a text; give sample_weight, which has the "
+                "shape (batch, length) for labels of tokens"
+            )
+        batch = x[0] if isinstance(x, keras.utils.PyDataset) else getattr(x, "element_spec", x)
+        inputs, labels, _ = keras.utils.unpack_x_y_sample_weight(batch)
+        if y is None and labels is None and isinstance(inputs, Mapping) and self.label_names[0] in inputs:
+            raise InputError(
+                f"class_weight: {self.label_names[0]} among the inputs of a data set, where Keras does not look; let "
+                "it give pairs (inputs, labels)"
+            )
 
     def as_labels(self, values: Any) -> Any:
         """Labels, or weights, as arrays: one, or where there are several by name."""
@@ -146,7 +178,7 @@ class HeadModel(PreTrainedModel):
         labels = self.split_labels(x, y)
         if self.loss is not None:
             return super().compute_loss(x, *self.for_keras(labels, y_pred, sample_weight), training)
-        if keras.tree.is_nested(sample_weight):  # Keras gives each of several labels the weight of its text
+        if is_nested(sample_weight):  # Keras gives each of several labels the weight of its text
             sample_weight = keras.tree.flatten(sample_weight)[0]
         loss = self.own_loss(y_pred, sample_weight, **labels)
         for added in self.losses:
@@ -156,7 +188,7 @@ class HeadModel(PreTrainedModel):
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
         """The compiled metrics of the logits; those that are means of single values leave labels of -100 out."""
         labels, predictions, sample_weight = self.for_keras(self.split_labels(x, y), y_pred, sample_weight)
-        if keras.tree.is_nested(labels):
+        if is_nested(labels):
             predictions = {name: counted([value, labels[name]]) for name, value in predictions.items()}
         else:
             predictions = counted([predictions, labels])
@@ -165,13 +197,18 @@ class HeadModel(PreTrainedModel):
     def for_keras(self, labels: dict[str, Tensor], output: ModelOutput, sample_weight: Any) -> tuple[Any, Any, Any]:
         """Labels, predictions and weights as Keras's losses and metrics take them."""
         predictions = [output[name] for name in self.prediction_names]
-        if keras.tree.is_nested(sample_weight):
+        if is_nested(sample_weight):
             sample_weight = self.by_prediction(*self.by_label(sample_weight).values())
         return self.by_prediction(*labels.values()), self.by_prediction(*predictions), sample_weight
 
     def by_prediction(self, *values: Any) -> Any:
         """One value, or where there are several predictions a mapping by their names."""
         return values[0] if len(self.prediction_names) == 1 else dict(zip(self.prediction_names, values, strict=True))
+
+
+def new_metric(metric: Any) -> Any:
+    """A metric with a state of its own; a name is one anyway."""
+    return metric.from_config(metric.get_config()) if isinstance(metric, keras.metrics.Metric) else metric
 
 
 class Counted(keras.layers.Layer):
