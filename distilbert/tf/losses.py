@@ -7,11 +7,14 @@ what each example adds; as in Keras, the mean is still over the number of exampl
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
+import keras
 from keras import ops
 
 from distilbert.core.config import Config
+from distilbert.core.errors import InputError
 
 Tensor = Any
 IGNORED = -100
@@ -26,12 +29,20 @@ def classification_loss(
     By ``config.problem_type``, or where that is None by what the labels look like: one class means regression
     (mean squared error, labels (B,)), integers one label of several (cross entropy, labels (B,)), floats any
     number of labels (binary cross entropy, labels (B, C)).
+
+    Raises:
+        InputError: labels of another shape.
     """
     problem = config.problem_type
     if problem is None and config.num_labels == 1:
         problem = "regression"
     if problem is None:
         problem = "multi_label_classification" if "float" in str(labels.dtype) else "single_label_classification"
+    shape = tuple(logits_BC.shape)
+    expected = shape[:1] if problem == "single_label_classification" else shape
+    is_open = config.problem_type is None and config.num_labels > 1
+    either = f"integers {shape[:1]}, or floats {shape} for several labels a text"
+    check_labels(labels, expected, either if is_open else f"{expected} for {problem}")
     if problem == "single_label_classification":
         return token_loss(logits_BC, labels, sample_weight)
     logits_BC = ops.cast(logits_BC, "float32")
@@ -45,14 +56,38 @@ def classification_loss(
 
 
 def token_loss(logits: Tensor, labels: Tensor, sample_weight: Tensor | None = None) -> Tensor:
-    """Mean cross entropy of logits (…, C) against the labels (…) that are not -100."""
+    """Mean cross entropy of logits (…, C) against the labels (…) that are not -100; NaN where one is no class.
+
+    Raises:
+        InputError: labels of another shape.
+    """
+    expected = tuple(logits.shape[:-1])
+    check_labels(labels, expected, f"integers {expected}")
     labels = ops.reshape(ops.cast(labels, "int32"), ops.shape(logits)[:-1])  # in uint8 -100 is a class
     counts = ops.not_equal(labels, IGNORED)
     loss = ops.sparse_categorical_crossentropy(
         ops.where(counts, labels, 0), ops.cast(logits, "float32"), from_logits=True
     )
-    loss = weigh(ops.where(counts, loss, 0.0), sample_weight)
+    # Where JAX compiles, nothing can be raised, and what is no class would cost nothing.
+    is_class = ops.logical_and(labels >= 0, labels < ops.shape(logits)[-1])
+    loss = ops.where(counts, ops.where(is_class, loss, float("nan")), 0.0)
+    loss = weigh(loss, sample_weight)
     return ops.sum(loss) / ops.maximum(ops.sum(ops.cast(counts, "float32")), 1.0)
+
+
+def check_labels(labels: Tensor, expected: tuple[int | None, ...], told: str) -> None:
+    """Check that labels have the shape ``expected``, but for axes of 1 at its end; None is not known yet.
+
+    Raises:
+        InputError: they have another; ``told`` is what to say of what is expected.
+    """
+    if getattr(labels.shape, "rank", 0) is None:  # a graph of TensorFlow, traced for several ranks
+        return
+    shape = tuple(labels.shape)
+    pairs = zip_longest(shape, expected, fillvalue=1)
+    if any(found != wanted and None not in (found, wanted) for found, wanted in pairs):
+        dtype = keras.backend.standardize_dtype(labels.dtype)
+        raise InputError(f"labels are {dtype} {shape}, expected {told}")
 
 
 def span_loss(
