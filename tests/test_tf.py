@@ -576,6 +576,10 @@ except distilbert.core.errors.InputError as error:
 if keras.backend.backend() == "jax":  # compiled: nothing can be raised, but nothing is made up either
     for wrong in (97, -1):
         assert np.isnan(model.predict(np.full((1, 4), wrong), verbose=0)["logits"]).all()
+    model.compile("sgd")
+    assert np.isnan(model.test_on_batch(np.ones((2, 4), int), np.array([0, 3]))).all()
+    inputs = keras.Input((None,), dtype="int32")
+    assert model(inputs).logits.shape == (None, 3)
 try:
     model(np.full((1, 4), 97))
     raise SystemExit("an id outside the vocabulary was accepted")
@@ -618,6 +622,11 @@ np.testing.assert_allclose(two, one, rtol=1e-5)
         ({}, "expected exactly one of input_ids and inputs_embeds"),
         ({"input_ids": IDS, "head_mask": np.ones((2, 2))}, r"head_mask has shape \(2, 2\), expected"),
         ({"input_ids": IDS, "labels": np.array([0, 3])}, "labels has the value 3, expected 0 to 2"),
+        (
+            {"input_ids": IDS, "labels": np.array([0, 1], np.float32)},
+            r"labels are float32 \(2,\), expected integers \(2,\), or floats \(2, 3\) for several labels a text",
+        ),
+        ({"input_ids": IDS, "labels": np.eye(3, dtype=int)[:2]}, r"labels are int\d\d \(2, 3\), expected integers"),
         ({"input_ids": IDS, "label": np.array([0, 1])}, "label: not an input of TFDistilBertForSequenceClass"),
         ({"input_ids": [IDS] * 12}, "too many inputs of TFDistilBertForSequenceClassification"),
         ({"input_ids": [[1, 2], [3]]}, "input_ids has rows of different lengths; pad them"),
@@ -646,6 +655,8 @@ def test_bad_values_in_a_graph_are_explained():
     ):
         with pytest.raises(tf.errors.InvalidArgumentError, match=message):
             model.fit(x, np.array(y), verbose=0)
+    with pytest.raises(InputError, match=r"labels are float32 \(None,\), expected integers"):
+        model.fit(IDS, np.array([0, 1], np.float32), verbose=0)
     with pytest.raises(tf.errors.InvalidArgumentError, match="max_position_embeddings"):
         tf.function(model, input_signature=[tf.TensorSpec((None, None), tf.int32)])(tf.ones((1, 41), tf.int32))
 

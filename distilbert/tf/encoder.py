@@ -245,17 +245,18 @@ class Encoder(PreTrainedModel):
         Returns:
             The ids, the positions and the segments to go on with.
         """
-        shapes = (input_ids, attention_mask, inputs_embeds, position_ids, token_type_ids)
-        inputs.check_shapes(*(None if given is None else tuple(given.shape) for given in shapes), config=self.config)
+        tensors = (input_ids, attention_mask, inputs_embeds, position_ids, token_type_ids)
+        inputs.check_shapes(*(None if given is None else known_shape(given) for given in tensors), config=self.config)
         if inputs_embeds is None:
             input_ids = check_values("input_ids", input_ids, self.config.vocab_size)
         given = input_ids if inputs_embeds is None else inputs_embeds
         assert given is not None  # check_shapes
-        if position_ids is not None or given.shape[1] is None:  # a known length was checked by check_shapes
+        length = known_shape(given)[1]
+        if position_ids is not None or length is None:  # a known length was checked by check_shapes
             numbered = ops.arange(ops.shape(given)[1])[None] if position_ids is None else position_ids
             position_ids = check_values("position_ids", numbered, self.config.max_position_embeddings)
         else:
-            position_ids = ops.arange(given.shape[1])[None]
+            position_ids = ops.arange(length)[None]
         if token_type_ids is not None and self.family.has_segments:
             token_type_ids = check_values("token_type_ids", token_type_ids, self.config.type_vocab_size)
         elif token_type_ids is not None and not self.warned_of_token_types:
@@ -329,6 +330,11 @@ class TFBertModel(Encoder):
     def own_options(self) -> dict[str, Any]:
         """See ``PreTrainedModel``."""
         return {"add_pooling_layer": self.family.heads[self.head].is_pooled}
+
+
+def known_shape(tensor: Tensor) -> inputs.Shape:
+    """A tensor's shape, None for lengths that are not known yet, which on JAX are symbols."""
+    return tuple(length if isinstance(length, int) else None for length in tensor.shape)
 
 
 def check_values(name: str, values: Tensor, limit: int, ignored: int | None = None) -> Tensor:
