@@ -506,7 +506,15 @@ def test_low_rank_adapters_are_saved_merged(tmp_path):
     model.fit(IDS, np.array([0, 1]), epochs=3, verbose=0)
     assert np.abs(np.asarray(query.lora_kernel_b)).max() > 0
     model.save_pretrained(tmp_path)
-    assert_same(flatten(load("seqcls", tmp_path)(IDS)), flatten(model(IDS)), 1e-5)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for saved in (load("seqcls", tmp_path), loaded):
+        assert_same(flatten(saved(IDS)), flatten(model(IDS)), 1e-5)
+    assert loaded.distilbert.stack[0].part("query").kernel.trainable
+    loaded.distilbert.stack[0].part("query").quantize("int8")
+    with pytest.raises(InputError, match="a quantised model is saved by save_weights"):
+        loaded.save(tmp_path / "model.keras")
+    assert (tmp_path / "model.keras").stat().st_size
 
 
 # Several devices

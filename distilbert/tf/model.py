@@ -242,14 +242,33 @@ class PreTrainedModel(FromSpec, keras.Model):
             family=self.family,
         )
 
+    def save(self, filepath: str | Path, *arguments: Any, **options: Any) -> None:
+        """As ``keras.Model.save``.
+
+        Raises:
+            InputError: the model is quantised.
+        """
+        self.get_config()  # Keras asks for it when it has emptied the file
+        super().save(filepath, *arguments, **options)
+
     def get_config(self) -> dict[str, Any]:
-        """What ``keras.models.load_model`` makes the model from."""
+        """What ``keras.models.load_model`` makes the model from.
+
+        Raises:
+            InputError: the model is quantised.
+        """
+        if any(section.parts[rows[0].path].quantization_mode for section, rows in self.part_list()):
+            raise InputError(
+                "a quantised model is saved by save_weights('x.weights.h5'), which a model that was quantised in the "
+                "same way loads; or save it before you quantise it"
+            )
         return {
             "config": self.config.to_dict(),
             "name": self.name,
             "dtype": keras.dtype_policies.serialize(self.dtype_policy),
             "trainable": self.trainable,
-            "frozen": [row.name for row, value in self.variable_list() if not value.trainable],
+            # A kernel with LoRA is no variable but a sum, and a kernel like others once it is saved.
+            "frozen": [row.name for row, value in self.variable_list() if not getattr(value, "trainable", True)],
             **self.own_options,
         }
 
