@@ -315,6 +315,23 @@ def count_traces(model, monkeypatch):
     return traces
 
 
+class WithLayerOfItsOwn(distilbert.TFDistilBertForSequenceClassification):
+    def __init__(self, config, **options):
+        super().__init__(config, **options)
+        self.own = keras.layers.Dense(config.dim)
+
+    def text_vector(self, encoded):
+        return self.own(super().text_vector(encoded))
+
+
+def test_a_layer_that_is_built_at_its_first_call_is_trained():
+    x, y = toy(8)
+    model = WithLayerOfItsOwn(DistilBertConfig(**TINY))
+    model.compile("adam", run_eagerly=True)
+    model.fit(x, y, verbose=0)
+    assert len(model.optimizer.variables) == 2 * len(model.trainable_variables) + 2
+
+
 def test_lengths_do_not_retrace(monkeypatch):
     model = new_model()
     model.compile("adam")
@@ -638,12 +655,18 @@ np.testing.assert_allclose(two, one, rtol=1e-5)
         ({"input_ids": IDS, "label": np.array([0, 1])}, "label: not an input of TFDistilBertForSequenceClass"),
         ({"input_ids": [IDS] * 12}, "too many inputs of TFDistilBertForSequenceClassification"),
         ({"input_ids": [[1, 2], [3]]}, "input_ids has rows of different lengths; pad them"),
+        ({"input_ids": tf.ragged.constant([[1, 2], [3]])}, r"input_ids is ragged, .* give input_ids.to_tensor\(\)"),
     ],
 )
 def test_bad_input_is_explained(given, message):
     with pytest.raises(InputError, match=message) as raised:
         load("seqcls")(**given)
     assert "\n" not in str(raised.value)
+
+
+def test_what_cannot_be_served_is_explained(tmp_path):
+    with pytest.raises(InputError, match="the config says output_attentions=True, expected False"):
+        load("seqcls", output_attentions=True).export(tmp_path / "exported")
 
 
 @pytest.mark.parametrize(

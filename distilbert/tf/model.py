@@ -62,15 +62,21 @@ class PreTrainedModel(FromSpec, keras.Model):
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compile a loaded model as it was; Keras leaves that to classes with a ``compile`` of their own."""
         self.compile(**keras.saving.deserialize_keras_object(config))
-        if self.optimizer is not None:
-            self.optimizer.build(self.trainable_variables)
+        self.build_optimizer()
 
     def make_train_function(self, force: bool = False) -> Any:
         """What ``fit`` calls before its first step: a trace that also made the optimiser's variables comes twice."""
-        if keras.backend.backend() == "tensorflow" and self.optimizer is not None and not self.optimizer.built:
+        if keras.backend.backend() == "tensorflow":
             with self.distribute_strategy.scope():
-                self.optimizer.build(self.trainable_variables)
+                self.build_optimizer()
         return super().make_train_function(force)
+
+    def build_optimizer(self) -> None:
+        """Make the optimiser's variables, but where a subclass has layers that Keras makes at their first call."""
+        if self.optimizer is None or self.optimizer.built:
+            return
+        if all(layer.built for layer in self._flatten_layers()):
+            self.optimizer.build(self.trainable_variables)
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         """Call the model with keyword arguments, one tensor, a list in the order of ``call``, or a mapping.
@@ -78,7 +84,7 @@ class PreTrainedModel(FromSpec, keras.Model):
         Arrays may be tensors of the backend, numpy's, or nested lists.
 
         Raises:
-            InputError: an unknown or doubled argument, or lists of different lengths.
+            InputError: an unknown or doubled argument, lists of different lengths, or a ragged tensor.
         """
         return super().__call__(**self.gather_arguments(arguments, named))
 
@@ -105,6 +111,12 @@ class PreTrainedModel(FromSpec, keras.Model):
                 f"{', '.join(sorted(map(str, unknown)))}: not an input of {type(self).__name__}, "
                 f"expected some of {', '.join(order)}"
             )
+        for name, value in given.items():
+            if hasattr(value, "row_splits"):
+                raise InputError(
+                    f"{name} is ragged, expected rows of one length; give {name}.to_tensor(), and as attention_mask "
+                    f"tf.ones_like({name}).to_tensor()"
+                )
         return {name: as_array(name, value) for name, value in given.items()}
 
     def stateless_call(
@@ -301,8 +313,13 @@ class PreTrainedModel(FromSpec, keras.Model):
         The default signature takes ``input_ids``, ``attention_mask`` and of BERT ``token_type_ids``, int32 (B, L).
 
         Raises:
-            InputError: Keras runs on another framework.
+            InputError: Keras runs on another framework, or the config asks for hidden states or attentions.
         """
+        for field in ("output_hidden_states", "output_attentions"):
+            if getattr(self.config, field):
+                raise InputError(
+                    f"export: the config says {field}=True, expected False: only single tensors are served"
+                )
         if keras.backend.backend() != "tensorflow":
             raise InputError(
                 f"export: Keras runs on {keras.backend.backend()}, expected TensorFlow; save the model, and export it "
