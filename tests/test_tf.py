@@ -744,10 +744,10 @@ def test_metrics_leave_labels_out_that_do_not_count():
     labels[:, ::2] = -100
     wrong = labels.copy()
     wrong[:, 1] = (wrong[:, 1] + 1) % model.config.num_labels
-    model.compile(
-        metrics=["accuracy", keras.metrics.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-100)]
-    )
-    assert model.evaluate(given, labels, verbose=0, return_dict=True)["accuracy"] == 1
+    model.compile(metrics=["accuracy", keras.metrics.SparseCategoricalCrossentropy(from_logits=True)])
+    scores = model.evaluate(given, labels, verbose=0, return_dict=True)
+    assert scores["accuracy"] == 1
+    assert scores["sparse_categorical_crossentropy"] == pytest.approx(scores["loss"], rel=1e-5)
     counted = (labels != -100).sum()
     share = 1 - len(labels) / counted
     assert abs(model.evaluate(given, wrong, verbose=0, return_dict=True)["accuracy"] - share) < 1e-6

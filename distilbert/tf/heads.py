@@ -75,14 +75,21 @@ class HeadModel(PreTrainedModel):
         """As ``keras.Model.compile``; without a ``loss`` the model trains on its own.
 
         A loss may be named by the only prediction, and a plain list of metrics is for each of several predictions.
+        Where tokens have labels, metrics with an ``ignore_class`` ignore -100 unless they say otherwise.
         """
         if isinstance(loss, Mapping) and len(self.prediction_names) == 1:
             loss = loss.get(self.prediction_names[0], loss)
         for kind in ("metrics", "weighted_metrics"):
             given = options.get(kind)
             if len(self.prediction_names) > 1 and isinstance(given, (list, tuple)) and not any(map(is_nested, given)):
-                options[kind] = {name: [new_metric(metric) for metric in given] for name in self.prediction_names}
+                given = {name: [remade(metric) for metric in given] for name in self.prediction_names}
+            options[kind] = keras.tree.map_structure(self.ignoring, given)
         super().compile(optimizer, loss, **options)
+
+    def ignoring(self, metric: Any) -> Any:
+        """A metric to which a label of -100 is no class, where tokens have labels and Keras's metric can do so."""
+        is_ignoring = self.head in HEADS_OF_TEXTS or getattr(metric, "ignore_class", IGNORED) is not None
+        return metric if is_ignoring else remade(metric, ignore_class=IGNORED)
 
     def fit(self, x: Any = None, y: Any = None, *arguments: Any, **options: Any) -> keras.callbacks.History:
         """As ``keras.Model.fit``; ``x`` may also be what a tokenizer gives, and hold the labels.
@@ -206,9 +213,10 @@ class HeadModel(PreTrainedModel):
         return values[0] if len(self.prediction_names) == 1 else dict(zip(self.prediction_names, values, strict=True))
 
 
-def new_metric(metric: Any) -> Any:
-    """A metric with a state of its own; a name is one anyway."""
-    return metric.from_config(metric.get_config()) if isinstance(metric, keras.metrics.Metric) else metric
+def remade(metric: Any, **changes: Any) -> Any:
+    """A metric with a state of its own; a name or a function has none."""
+    is_metric = isinstance(metric, keras.metrics.Metric)
+    return metric.from_config({**metric.get_config(), **changes}) if is_metric else metric
 
 
 class Counted(keras.layers.Layer):
