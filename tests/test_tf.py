@@ -174,7 +174,7 @@ def test_lists_are_taken_wherever_arrays_are(unchanging):
         assert method(texts, labels, weighed)[0] == pytest.approx(expected, abs=1e-5)
     logits = model.predict(x, verbose=0)["logits"]
     pair = [texts["input_ids"], texts["attention_mask"]]
-    for found in (model.predict(pair[0], verbose=0), model.predict(pair, verbose=0), model.predict_on_batch(texts)):
+    for found in (model.predict(pair, verbose=0), model.predict_on_batch(texts)):
         np.testing.assert_allclose(found["logits"], logits, rtol=0, atol=1e-5)
 
 
