@@ -324,12 +324,14 @@ class WithLayerOfItsOwn(distilbert.TFDistilBertForSequenceClassification):
         return self.own(super().text_vector(encoded))
 
 
-def test_a_layer_that_is_built_at_its_first_call_is_trained():
+def test_a_layer_that_is_built_at_its_first_call_is_trained_and_not_lost(tmp_path):
     x, y = toy(8)
     model = WithLayerOfItsOwn(DistilBertConfig(**TINY))
     model.compile("adam", run_eagerly=True)
     model.fit(x, y, verbose=0)
     assert len(model.optimizer.variables) == 2 * len(model.trainable_variables) + 2
+    with pytest.raises(InputError, match="no place for what was added to this model: dense"):
+        model.save_pretrained(tmp_path)
 
 
 def test_lengths_do_not_retrace(monkeypatch):

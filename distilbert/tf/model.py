@@ -142,6 +142,16 @@ class PreTrainedModel(FromSpec, keras.Model):
             rows = tuple(group)
             yield self.section(rows[0]), rows
 
+    def added_list(self) -> list[str]:
+        """The names of layers with weights that are none of the spec's: those that a subclass adds."""
+        own = {id(section.parts[rows[0].path]) for section, rows in self.part_list()}
+        layers = self._flatten_layers(include_self=False)
+        return [
+            each.name
+            for each in layers
+            if id(each) not in own and (each._trainable_variables or each._non_trainable_variables)
+        ]
+
     def section(self, parameter: Parameter) -> FromSpec:
         """What ``parameter`` stands in: the embeddings, a layer, or for the pooler and the head a model."""
         if parameter.section == "head":
@@ -239,8 +249,13 @@ class PreTrainedModel(FromSpec, keras.Model):
 
         Raises:
             CheckpointError: the folder cannot be written or the disk is full; what was there is unchanged.
-            InputError: an unknown format or size.
+            InputError: an unknown format or size, or a model with layers that such files have no place for.
         """
+        if added := self.added_list():
+            raise InputError(
+                f"a checkpoint has no place for what was added to this model: {', '.join(added)}; keep it with "
+                "model.save('x.keras'), or save_weights"
+            )
         config = self.config.from_dict(
             self.config.to_dict(), architectures=[type(self).__name__.removeprefix("TF")], dtype=self.variable_dtype
         )
