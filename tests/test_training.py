@@ -540,7 +540,7 @@ def test_what_numbers_are(labels, expected, tmp_path):
 
 def test_a_trained_regression_takes_any_numbers(tiny, tmp_path):
     options = {"settings": Settings(**QUICK), "backend": "pt"}
-    for begin, labels in ((tiny("masked-lm"), "0 0.5 1 1"), (tmp_path / "0 0.5 1 1", "5 1 3 5")):
+    for begin, labels in ((tiny("masked-lm"), "0 0.5 1 1"), (tmp_path / "0 0.5 1 1", "5 1 3 -5")):
         finetune(begin, tmp_path / labels, "text-classification", write_labels(tmp_path, labels), **options)
         found = read_config(tmp_path / labels)
         assert (found.num_labels, found.problem_type) == (1, "regression")

@@ -27,7 +27,7 @@ from distilbert.evaluation import data as files
 from distilbert.evaluation import evaluate
 from distilbert.evaluation.tasks import EVALUATIONS, Example
 from distilbert.pipelines import ALIASES, TASKS
-from distilbert.training.examples import LABELLED, Labelled, make_examples, make_pipeline
+from distilbert.training.examples import LABELLED, NUMBER, Labelled, make_examples, make_pipeline
 from distilbert.training.run import Evaluation, Position, Progress, Run, Trainer, begin
 from distilbert.training.settings import Settings
 from distilbert.training.steps import Source, Steps
@@ -334,13 +334,15 @@ def _labels(
         found = kind.labels(file, options)
         names = {name.casefold() for name in found["id2label"].values()} if "id2label" in found else set()
         own = {name.casefold() for name in known.id2label.values()}
-        are_numbers = all(name.isdecimal() for name in names)
         if known.num_labels == 1:  # a regression: any numbers will do
-            fits, new = are_numbers, set()
+            fits, new = all(map(NUMBER.fullmatch, names)), set()
         else:
             fits = found.get("problem_type") != "regression" and found["num_labels"] <= known.num_labels
-            are_classes = are_numbers and not any(name.isdecimal() for name in own)  # by number, none of them the first
-            new = set() if are_classes and all(int(name) < known.num_labels for name in names) else names - own
+            # By number, none of them the first?
+            are_classes = not any(name.isdecimal() for name in own) and all(
+                name.isdecimal() and int(name) < known.num_labels for name in names
+            )
+            new = set() if are_classes else names - own
         if is_trained and (new or not fits):
             logger.warning(
                 "%s: its labels are %s; %s was trained for %s, which its head will be for no longer",
