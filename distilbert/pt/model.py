@@ -36,10 +36,10 @@ class PreTrainedModel(FromSpec):
     def __init__(self, config: Config, *, attn_implementation: str = "sdpa") -> None:
         super().__init__()
         if not isinstance(config, expected := self.family.config):
-            raise InputError(
-                f"config is a {type(config).__module__}.{type(config).__name__}, expected a distilbert."
-                f"{expected.__name__}; {expected.__name__}.from_dict(config.to_dict()) makes one of another library's"
-            )
+            found, owner = type(config).__name__, type(config).__module__.partition(".")[0]
+            if owner != "distilbert":
+                found = f"{found} of {owner}, which distilbert.{expected.__name__}.from_dict(config.to_dict()) reads"
+            raise InputError(f"config is a {found}, expected a {expected.__name__}")
         config.validate()
         if attn_implementation not in IMPLEMENTATIONS:
             raise InputError(
@@ -146,6 +146,7 @@ class PreTrainedModel(FromSpec):
         dtype = overrides.pop("torch_dtype", dtype)
         target = loading.parse_device(device if device is not None else device_map)
         where = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
+        head = cls.family.pooled(cls.head, add_pooling_layer)
         config = checkpoint.load_config(name_or_path, config, overrides, cls.family, **where)
         given = {"add_pooling_layer": add_pooling_layer, "attn_implementation": attn_implementation}
         options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
@@ -154,7 +155,7 @@ class PreTrainedModel(FromSpec):
             model = cls(config, **options)
         _, tensors, report = checkpoint.load(
             name_or_path,
-            cls.family.pooled(cls.head, add_pooling_layer),
+            head,
             config=config,
             overrides={},
             ignore_mismatched_sizes=ignore_mismatched_sizes,
