@@ -75,8 +75,9 @@ def test_a_terminal_that_is_no_utf8(tmp_path):
     folder = tmp_path / "日本"
     shutil.copytree(MODEL, folder, ignore=lambda *_: ["pytorch_model.bin", "tf_model.h5", "flax_model.msgpack"])
     arguments = [sys.executable, "-m", "distilbert", "inspect", folder]
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252", "COLUMNS": "500"}
     for more in ([], ["--json"]):
-        done = subprocess.run([*arguments, *more], capture_output=True, env=os.environ | {"PYTHONIOENCODING": "cp1252"})
+        done = subprocess.run([*arguments, *more], capture_output=True, env=environment)
         assert done.returncode == 0, done.stderr
         assert rb"\u65e5\u672c" in done.stdout
     assert json.loads(done.stdout)["path"].startswith(str(folder))

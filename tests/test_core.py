@@ -1,5 +1,6 @@
 """Config, spec, checkpoint files and imports: all that needs no framework."""
 
+import copy
 import errno
 import json
 import os
@@ -261,12 +262,25 @@ def test_nothing_is_written_through_links(link, tmp_path):
         (folder / files.COMMITTED).symlink_to(outside)
     else:
         (folder / files.COMMITTED / "inner").mkdir(parents=True)
-        (folder / "inner").symlink_to(outside / "inner")
+        if link == "parent":
+            (folder / "inner").symlink_to(outside / "inner")
         theirs = folder / files.COMMITTED / "inner" / "key"
-        theirs.symlink_to("/etc/hostname") if link == "file" else theirs.write_text("theirs")
+        theirs.symlink_to(outside / "inner" / "key") if link == "file" else theirs.write_text("theirs")
     with pytest.raises(CheckpointError, match="a symbolic link leads out of"):
         TINY.save_pretrained(folder)
     assert (outside / "inner" / "key").read_text() == "mine"
+
+
+def test_what_would_be_written_through_a_link_is_found_out_before(tmp_path):
+    outside, folder = tmp_path / "outside", tmp_path / "folder"
+    outside.mkdir()
+    folder.mkdir()
+    (folder / "inner").symlink_to(outside)
+    with pytest.raises(CheckpointError, match="a symbolic link leads out of"), files.replace_files(folder) as stage:
+        (stage / "inner").mkdir()
+        (stage / "inner" / "key").write_text("theirs")
+    assert not any(outside.iterdir()) and [path.name for path in folder.iterdir()] == ["inner"]
+    TINY.save_pretrained(folder)  # which a save that was half done would not let through
 
 
 def test_attributes_of_a_config_are_kept(tmp_path):
@@ -275,9 +289,28 @@ def test_attributes_of_a_config_are_kept(tmp_path):
     config.save_pretrained(tmp_path)
     loaded = DistilBertConfig.from_pretrained(tmp_path)
     assert loaded.threshold == 0.5 and loaded == config != TINY
+    changed = copy.copy(config)
+    changed.threshold = 0.25
+    assert config.threshold == 0.5 and changed != config
+    del changed.threshold
+    assert not hasattr(changed, "threshold")
+    changed._private = 1
+    assert "_private" not in changed.to_dict()
     config.note = "\ud800"
     with pytest.raises(ConfigError, match="cannot be written as UTF-8"):
         config.save_pretrained(tmp_path)
+
+
+class OwnConfig(DistilBertConfig):
+    def __init__(self, own=1, **fields):
+        self.own = own
+        super().__init__(**fields)
+
+
+def test_fields_of_ones_own_are_kept(tmp_path):
+    OwnConfig(own=5, **TINY.to_dict()).save_pretrained(tmp_path)
+    assert OwnConfig.from_pretrained(tmp_path).own == 5
+    assert OwnConfig.from_pretrained(tmp_path).dim == TINY.dim
 
 
 def test_a_device_is_written_to_and_not_replaced(tmp_path):
@@ -285,6 +318,10 @@ def test_a_device_is_written_to_and_not_replaced(tmp_path):
     with files.replace_file(tmp_path / "link") as file:
         file.write("a page")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_text() == "a page"
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")  # leads to nothing that could be kept
+    with files.replace_file(tmp_path / "circle") as file:
+        file.write("a page")
+    assert (tmp_path / "circle").read_text() == "a page"
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     with files.replace_file(tmp_path / "pipe") as file:

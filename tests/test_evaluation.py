@@ -192,6 +192,7 @@ def test_squad_with_and_without_answers():
         ("x.tsv", 'sentence\tlabel\nsay "hi\t1\nbad\t0\n'),
         ("x.csv", '"say ""hi",1\nbad,0\n'),
         ("x.csv", 'id,Label,Text\n7,1,"say ""hi"\n8,0,bad\n'),
+        ("x.csv", 'Label,Text,,\n1,"say ""hi",,\n0,bad,,\n'),
         ("x.jsonl", '{"text": "say \\"hi", "label": 1}\n\n{"text": "bad", "label": 0}\n'),
         ("x.json", '\ufeff{"text": "say \\"hi", "label": 1}\r\n{"text": "bad", "label": 0}\r\n'),
     ],

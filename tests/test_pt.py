@@ -116,6 +116,9 @@ class WithMore(distilbert.DistilBertForSequenceClassification):
         super().__init__(config)
         self.second = torch.nn.Linear(config.dim, 3)
         self.register_buffer("count", torch.tensor(7))
+        self.words = torch.nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.words.weight = self.get_input_embeddings().weight
+        self.backbone = self.distilbert
         self.register_buffer("scales", torch.arange(3.0), persistent=False)
 
 
@@ -126,6 +129,8 @@ def test_what_a_subclass_has_besides_is_saved_and_loaded(tmp_path, caplog):
     loaded = WithMore.from_pretrained(tmp_path, dtype="bfloat16")
     assert torch.equal(loaded.second.weight, model.second.weight.bfloat16())
     assert loaded.count == 8 and loaded.scales.tolist() == [0, 1, 2] and not caplog.records
+    assert loaded.words.weight is loaded.get_input_embeddings().weight and loaded.backbone is loaded.distilbert
+    assert loaded.scales.dtype == torch.bfloat16
     plain = load("seqcls")
     plain.save_pretrained(tmp_path)
     loaded, report = WithMore.from_pretrained(tmp_path, output_loading_info=True)
@@ -158,10 +163,22 @@ def test_layers_of_ones_own_and_fewer_of_them(give, is_training):
     with torch.no_grad():
         model.transformer.layer = model.transformer.layer[:2]
         model.transformer.layer[1] = Own()
-        found = model(torch.ones(2, 3, dtype=torch.long), mask, output_hidden_states=not is_training)
+        found = model(torch.ones(2, 3, dtype=torch.long), mask)
+        first = model(torch.ones(2, 3, dtype=torch.long), mask, head_mask=torch.ones(3, 4), output_hidden_states=True)
     assert found.last_hidden_state.shape == (2, 3, model.config.dim)
     if not is_training:
-        assert torch.equal(found.hidden_states[2], -found.hidden_states[1])
+        assert torch.equal(first.hidden_states[2], -first.hidden_states[1])
+        torch.testing.assert_close(found.last_hidden_state[0], first.last_hidden_state[0])
+
+
+def test_an_output_projection_that_is_replaced():
+    model, ids = load("mlm"), torch.ones(1, 3, dtype=torch.long)
+    expected, projection = model(ids).logits, torch.nn.Linear(32, 97)
+    projection.bias = model.get_output_embeddings().bias
+    model.set_output_embeddings(projection)
+    assert not torch.equal(model(ids).logits, expected)
+    model.tie_weights()
+    torch.testing.assert_close(model(ids).logits, expected)
 
 
 def test_parts_that_are_called_alone():

@@ -161,6 +161,9 @@ def test_a_run_that_began_meanwhile_is_left_alone(tmp_path, caplog):
         with pytest.raises(InputError, match=r"out.jsonl.partial is there by now, of another run"), late.open():
             pass
         writer.write([""] * len(LABELS), LABELS)
+        again = Output(str(tmp_path / "out.jsonl"), None, ("label", "score"), resume=True)
+        with pytest.raises(InputError, match=r"out.jsonl.partial: another run writes there"), again.open():
+            pass
     assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == LABELS
     assert not caplog.records
 

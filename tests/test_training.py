@@ -530,6 +530,8 @@ def write_labels(folder, labels):
         ("10 9 10 9", {"num_labels": 2, "id2label": {0: "9", 1: "10"}}),
         ("0 0.5 1 1", {"num_labels": 1, "problem_type": "regression"}),
         ("-1 1 -1 1", {"num_labels": 2, "id2label": {0: "-1", 1: "1"}}),
+        ("01 1 2 1", {"num_labels": 3, "id2label": {0: "01", 1: "1", 2: "2"}}),
+        ("1. 0.5 1E-3 2", {"num_labels": 1, "problem_type": "regression"}),
         ("20002 10001 0 0", {"num_labels": 3, "id2label": {0: "0", 1: "10001", 2: "20002"}}),
     ],
 )
@@ -679,6 +681,15 @@ def test_blanks_at_the_ends_of_an_answer_belong_to_no_token(tiny, tmp_path):
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
     plain, blank = LABELLED["question-answering"].read(str(tmp_path / "data.jsonl"), None, {})
     assert plain.truth == blank.truth == (4, 11)
+
+
+def test_lines_hide_all_tokens_alike(tiny, files, tmp_path):
+    options = {"settings": Settings(**QUICK), "backend": "pt", "device": "cpu"}
+    finetune(tiny("masked-lm"), tmp_path / "out", "fill-mask", files["fill-mask"], **options)
+    assert json.loads((tmp_path / "out" / FOLDER / "run.json").read_text())["recipe"]["smoothing"] == 0
+    (tmp_path / "out" / "tokenizer_config.json").unlink()  # as of a run that an earlier version began
+    finetune(tiny("masked-lm"), tmp_path / "out", "fill-mask", files["fill-mask"], **options)
+    assert (tmp_path / "out" / "tokenizer_config.json").exists()
 
 
 def test_masks_without_a_teacher_are_the_recipes(tiny, corpus, tmp_path):

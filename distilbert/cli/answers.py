@@ -18,6 +18,7 @@ import numpy as np
 
 from distilbert.cli.terminal import finite, print_table
 from distilbert.core.errors import CheckpointError, InputError
+from distilbert.core.files import hold
 
 PARTIAL = ".partial"
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".zip")
@@ -329,6 +330,8 @@ class Output:
                 file = present.open("r+b" if is_resumed else "x+b")
             except FileExistsError:  # since it was looked for: of another run
                 raise InputError(f"{partial} is there by now, of another run; wait for it") from None
+            if not hold(file.fileno()):
+                raise InputError(f"{present}: another run writes there; wait for it")
             writer = WRITERS[self.kind](file, self.columns)
             if is_resumed:
                 try:

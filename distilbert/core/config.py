@@ -59,9 +59,11 @@ class Config:
         names = sorted(self.field_names(), key=lambda name: name in common)  # a family's own ones come first
         if len(values) > len(names):
             raise ConfigError(f"{type(self).__name__} takes {len(names)} positional values, got {len(values)}")
+        early = self.__dict__.get("extra", {})  # what a subclass has set before
         for entry in fields(self):
             default = entry.default_factory() if callable(entry.default_factory) else entry.default
             object.__setattr__(self, entry.name, default)
+        self.extra.update(early)
         self.update(dict(zip(names, values, strict=False)) | named)
 
     @classmethod
@@ -112,10 +114,21 @@ class Config:
             value = {label: int(index) if str(index).isdecimal() else index for label, index in value.items()}
         elif name == "dtype" and value is not None:
             value = str(value).removeprefix("torch.")
-        if name in self.field_names() or hasattr(type(self), name):
+        if name in self.field_names() or hasattr(type(self), name) or name.startswith("_"):
             object.__setattr__(self, name, value)
         else:
-            self.extra[name] = value
+            self.__dict__.setdefault("extra", {})[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        if name in self.extra:
+            del self.extra[name]
+        else:
+            object.__delattr__(self, name)
+
+    def __copy__(self) -> Self:
+        new = object.__new__(type(self))
+        new.__dict__.update(self.__dict__, extra=dict(self.extra))
+        return new
 
     def __getattr__(self, name: str) -> Any:  # only called for what is not a field
         if name in self.aliases:

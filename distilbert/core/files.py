@@ -13,6 +13,11 @@ from typing import IO
 
 from distilbert.core.errors import CheckpointError, DistilBertError
 
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None  # type: ignore[assignment]
+
 # A folder inside the target that holds files of a finished save which are not yet in their final place.
 # It appears by one rename, which is the moment the save takes effect: readers look here first.
 COMMITTED = ".committed-save"
@@ -106,6 +111,21 @@ def _destinations(folder: Path, stage: Path) -> list[tuple[Path, Path]]:
     return found
 
 
+def hold(descriptor: int) -> bool:
+    """Hold an open file or folder against other processes until it is closed; False where another one holds it.
+
+    True also where the system has no such locks.
+    """
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True
+
+
 def flush(path: Path) -> None:
     """Ask the system to have ``path`` on disk before what follows."""
     if os.name == "nt" and path.is_dir():  # Windows cannot open a folder, and orders these itself
@@ -124,7 +144,7 @@ def replace_file(path: str | Path) -> Iterator[IO[str]]:
     Raises:
         CheckpointError: the system refuses to write there; what was there is unchanged.
     """
-    path = Path(path).resolve()
+    path = Path(path)
     unfinished: Path | None = None
     try:
         if path.is_dir():
@@ -133,6 +153,7 @@ def replace_file(path: str | Path) -> Iterator[IO[str]]:
             with path.open("w", encoding="utf-8") as file:
                 yield file
             return
+        path = Path(os.path.realpath(path))  # what a link leads to; resolve() fails on one that leads in circles
         unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
         with unfinished.open("x", encoding="utf-8") as file:
             yield file

@@ -208,7 +208,7 @@ def _read_table(name: str, asked: Sequence[str]) -> Iterator[tuple[int, Record]]
             known = [bool(lower & set(fields)) for fields in (TEXT_FIELDS, LABEL_FIELDS)]
             if all(known) or any(not field.isdecimal() for field in asked):
                 names = cells
-                if repeated := [cell for cell in names if names.count(cell) > 1]:
+                if repeated := [cell for cell in names if cell and names.count(cell) > 1]:
                     raise InputError(f"{name}:{number}: two columns are called {repeated[0]!r}; give them other names")
                 continue
             if any(known) and not asked:

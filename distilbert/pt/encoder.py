@@ -311,6 +311,7 @@ class Encoder(PreTrainedModel):
         if head_mask.dim() == 1:
             head_mask = head_mask.expand(self.config.num_hidden_layers, -1)
         check_head_mask(tuple(head_mask.shape), self.config)
+        head_mask = head_mask[: len(self.layers())]
         return list(head_mask.to(hidden.dtype)[:, None, :, None, None].unbind())
 
     def check_inputs(self, inputs: Inputs) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from distilbert.core.errors import InputError
 from distilbert.core.formats import forget
-from distilbert.pt.parameters import initialize, replace_value, tie
+from distilbert.pt.parameters import initialize, put_value, replace_value, tie
 
 if TYPE_CHECKING:
     from distilbert.pt.model import PreTrainedModel
@@ -27,7 +27,7 @@ DTYPES = {
 
 def fill(model: PreTrainedModel, tensors: Mapping[str, np.ndarray], dtype: torch.dtype, device: torch.device) -> None:
     """Give a model made on the meta device its values: the checkpoint's, or initial ones where it has none."""
-    listed = model.parameter_list()
+    listed, tied, extras = model.parameter_list(), own_ties(model), extra_tensors(model)
     for parameter in listed:
         if parameter.tied_to is not None:
             continue
@@ -39,17 +39,26 @@ def fill(model: PreTrainedModel, tensors: Mapping[str, np.ndarray], dtype: torch
             initialize(value, parameter, model.config)
         replace_value(model, parameter.name, value)
     tie(model, listed)
-    if extras := extra_tensors(model):
-        stored = {name: to_tensor(tensors[name]) for name in extras if name in tensors}
-        model.load_state_dict(stored, strict=False)
-        model.to(device, dtype)
+    for name, other in tied.items():
+        path, _, leaf = name.rpartition(".")
+        put_value(model.get_submodule(path), leaf, model.get_parameter(other))
+    model.load_state_dict({name: to_tensor(tensors[name]) for name in extras if name in tensors}, strict=False)
+    model.to(device, dtype)
 
 
 def extra_tensors(model: PreTrainedModel, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """What the state dict of a user's own subclass, or of a model that got further modules, has besides the spec's."""
-    known = {parameter.name for parameter in model.parameter_list()}
-    own = model.state_dict()
-    return {name: value for name, value in (state_dict or own).items() if name in own and name not in known}
+    known = {parameter.name for parameter in model.parameter_list()} | own_ties(model).keys()
+    own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor) and name not in known}
+    return own if state_dict is None else {name: state_dict[name] for name in own if name in state_dict}
+
+
+def own_ties(model: PreTrainedModel) -> dict[str, str]:
+    """Other names that a user's own subclass has for the spec's parameters, with the spec's."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    listed = [parameter.name for parameter in model.parameter_list() if parameter.name in named]
+    names = {id(named[name]): name for name in reversed(listed)}
+    return {name: names[id(value)] for name, value in named.items() if id(value) in names and name not in listed}
 
 
 def to_arrays(model: PreTrainedModel, state_dict: Mapping[str, Tensor] | None = None) -> dict[str, np.ndarray]:

@@ -31,12 +31,16 @@ def classification_loss(logits_BC: Tensor, labels: Tensor, config: Config) -> Te
         problem = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
     if problem == "single_label_classification":
         return token_loss(logits_BC, labels)
+    # Of floats each counts: -100 may be what a regression is to find.
+    counts = None if labels.is_floating_point() else labels != IGNORED
     logits_BC, labels = logits_BC.float(), labels.float()
-    if problem == "regression":
-        if config.num_labels == 1:
-            return F.mse_loss(logits_BC.squeeze(), labels.squeeze())
-        return F.mse_loss(logits_BC, labels)
-    return F.binary_cross_entropy_with_logits(logits_BC, labels)
+    if problem != "regression":
+        loss = F.binary_cross_entropy_with_logits(logits_BC, labels, reduction="none")
+    elif config.num_labels == 1:
+        loss = F.mse_loss(logits_BC.squeeze(), labels.squeeze(), reduction="none")
+    else:
+        loss = F.mse_loss(logits_BC, labels, reduction="none")
+    return loss.mean() if counts is None else _selected_mean(loss, counts)
 
 
 def token_loss(logits: Tensor, labels: Tensor) -> Tensor:

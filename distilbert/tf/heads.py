@@ -82,14 +82,18 @@ class HeadModel(PreTrainedModel):
         for kind in ("metrics", "weighted_metrics"):
             given = options.get(kind)
             if len(self.prediction_names) > 1 and isinstance(given, (list, tuple)) and not any(map(is_nested, given)):
-                given = {name: [remade(metric) for metric in given] for name in self.prediction_names}
+                first, *others = self.prediction_names
+                given = {first: list(given)} | {name: [remade(metric) for metric in given] for name in others}
             options[kind] = keras.tree.map_structure(self.ignoring, given)
         super().compile(optimizer, loss, **options)
 
     def ignoring(self, metric: Any) -> Any:
         """A metric to which a label of -100 is no class, where tokens have labels and Keras's metric can do so."""
-        is_ignoring = self.head in HEADS_OF_TEXTS or getattr(metric, "ignore_class", IGNORED) is not None
-        return metric if is_ignoring else remade(metric, ignore_class=IGNORED)
+        if self.head not in HEADS_OF_TEXTS and getattr(metric, "ignore_class", IGNORED) is None:
+            metric.ignore_class = IGNORED
+            if "ignore_class" in getattr(metric, "_fn_kwargs", {}):  # what the means of functions compute by
+                metric._fn_kwargs["ignore_class"] = IGNORED
+        return metric
 
     def fit(self, x: Any = None, y: Any = None, *arguments: Any, **options: Any) -> keras.callbacks.History:
         """As ``keras.Model.fit``; ``x`` may also be what a tokenizer gives, and hold the labels.
@@ -148,6 +152,8 @@ class HeadModel(PreTrainedModel):
 
     def as_labels(self, values: Any) -> Any:
         """Labels, or weights, as arrays: one, or where there are several by name."""
+        if isinstance(values, (list, tuple)) and len(values) == 1 == len(self.label_names) and rank(values[0]):
+            return self.as_labels(values[0])  # as Keras gives those of one output
         if isinstance(values, (list, tuple)) and (len(self.label_names) == 1 or rank(values) < 2):
             return as_array(self.label_names[0], values)
         if not isinstance(values, (Mapping, list, tuple)):
@@ -213,10 +219,22 @@ class HeadModel(PreTrainedModel):
         return values[0] if len(self.prediction_names) == 1 else dict(zip(self.prediction_names, values, strict=True))
 
 
-def remade(metric: Any, **changes: Any) -> Any:
-    """A metric with a state of its own; a name or a function has none."""
-    is_metric = isinstance(metric, keras.metrics.Metric)
-    return metric.from_config({**metric.get_config(), **changes}) if is_metric else metric
+def remade(metric: Any) -> Any:
+    """The same metric with a state of its own; a name or a function has none.
+
+    Raises:
+        InputError: its class does not tell how it is made.
+    """
+    if not isinstance(metric, keras.metrics.Metric):
+        return metric
+    try:
+        return metric.from_config(metric.get_config())
+    except (TypeError, ValueError) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise InputError(
+            f"metrics: {metric.name} cannot be made once more for another output ({reason}); give each output its own, "
+            "by name"
+        ) from None
 
 
 class Counted(keras.layers.Layer):

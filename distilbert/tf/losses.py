@@ -51,8 +51,11 @@ def classification_loss(
         loss_BC = ops.square(logits_BC - labels_BC)
     else:
         loss_BC = ops.binary_crossentropy(labels_BC, logits_BC, from_logits=True)
+    # Of floats each counts: -100 may be what a regression is to find.
+    counts_BC = ops.logical_or("float" in str(labels.dtype), ops.not_equal(labels_BC, IGNORED))
+    loss = ops.sum(weigh(ops.where(counts_BC, loss_BC, 0.0), sample_weight))
     # Of several devices, one may have no row of a batch.
-    return ops.sum(weigh(loss_BC, sample_weight)) / ops.maximum(ops.cast(ops.size(loss_BC), "float32"), 1.0)
+    return loss / ops.maximum(ops.sum(ops.cast(counts_BC, "float32")), 1.0)
 
 
 def token_loss(logits: Tensor, labels: Tensor, sample_weight: Tensor | None = None) -> Tensor:

@@ -34,7 +34,7 @@ UNLIKELY = -1e4  # fills up a teacher's logits of places: none of its probabilit
 
 MOST_CLASSES = 10_000  # that numbers without names are taken for
 NOT_FINITE = re.compile(r"[-+]?(nan|inf|infinity)", re.IGNORECASE)
-NUMBER = re.compile(r"[-+]?\d*\.?\d+(e[-+]?\d+)?")
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids")
 Row = dict[str, np.ndarray]
 
@@ -131,7 +131,7 @@ class TextClassification:
         if others != different and others and all(map(NUMBER.fullmatch, others)):
             odd = min(different - others)
             raise InputError(f"{file}: a label is {odd}, and the others are numbers: leave such texts out")
-        are_classes = all(re.fullmatch(r"[-+]?\d+", label) for label in different)
+        are_classes = all(re.fullmatch(r"[-+]?\d{1,18}", label) for label in different)
         if not are_classes and all(map(NUMBER.fullmatch, different)):
             return {"num_labels": 1, "problem_type": "regression"}
         if len(different) == 1:
@@ -145,7 +145,7 @@ class TextClassification:
         numbers = sorted(map(int, different)) if are_classes else []
         if are_classes and (not numbers or (numbers[0] == 0 and numbers[-1] < MOST_CLASSES)):
             return {"num_labels": max(numbers, default=0) + 1}
-        return named(sorted(different, key=int if are_classes else None))
+        return named(sorted(different, key=lambda label: (int(label) if are_classes else 0, label)))
 
     def read(self, file: str, config: Config, options: dict[str, Any]) -> list[Example]:
         """See ``evaluation.tasks``."""

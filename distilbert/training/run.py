@@ -18,16 +18,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from distilbert.core.errors import CheckpointError, DistilBertError, InputError
-from distilbert.core.files import flush
+from distilbert.core.files import flush, hold
 from distilbert.core.tokenizer import DistilBertTokenizer
 from distilbert.training.log import EVALUATED, TRAINED, Log
 from distilbert.training.settings import Settings
 from distilbert.training.steps import Part, Step, Steps
-
-try:
-    import fcntl
-except ImportError:  # Windows has none
-    fcntl = None  # type: ignore[assignment]
 
 FOLDER = "training"
 RUN_FILE = "run.json"
@@ -147,6 +142,8 @@ class Run:
         if self.complete:
             return self.position
         with alone(self.model_folder) if self.trainer.is_primary else nullcontext():
+            if not self.overwrite and begin(self.model_folder, self.identity, overwrite=False):
+                raise CheckpointError(f"{self.model_folder}: another process has finished this run meanwhile")
             return self._train()
 
     def _train(self) -> Position:
@@ -300,24 +297,23 @@ class Run:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Hold a folder, made if absent, against other processes; where the system has no such locks, against none.
+    """Hold a folder, made if absent, against other processes.
 
     Raises:
-        CheckpointError: another process holds it.
+        CheckpointError: another process holds it, or it cannot be made.
     """
-    if fcntl is None:
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CheckpointError(f"{folder}: another process trains there; wait for it, or choose another") from None
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = None if os.name == "nt" else os.open(folder, os.O_RDONLY)  # Windows cannot open a folder
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be written: {error.strerror}") from None
+    try:
+        if descriptor is not None and not hold(descriptor):
+            raise CheckpointError(f"{folder}: another process trains there; wait for it, or choose another")
         yield
     finally:
-        os.close(descriptor)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def begin(model_folder: Path, identity: Mapping[str, Any], overwrite: bool) -> bool:

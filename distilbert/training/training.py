@@ -113,7 +113,7 @@ def finetune(
         "task": task,
         "backend": choose_backend(backend),
         "teacher": teacher and str(teacher),
-        "recipe": asdict(recipe),
+        "recipe": asdict(LINES if task == "fill-mask" else recipe),
         "options": options,
         **files_read,
         "contents": {file: _content(file) for file in map(str, (data, *([dev] if dev else []), *unlabelled))},
@@ -284,7 +284,10 @@ def _run(
         progress=progress,
         overwrite=overwrite,
     )
-    return run()
+    position = run()
+    if trainer.is_primary:  # also where an earlier version has trained, which wrote it at the end
+        tokenizer.save_pretrained(folder)
+    return position
 
 
 def _check(folder: str | Path, settings: Settings, identity: dict[str, Any], overwrite: bool) -> None:
@@ -352,7 +355,7 @@ def _labels(
                 _listed(known.id2label.values()),
             )
         if not is_trained or not fits or new:
-            return found
+            return {"problem_type": None, **found}
     return {
         "num_labels": known.num_labels,
         "id2label": known.id2label,
