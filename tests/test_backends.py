@@ -318,6 +318,18 @@ def test_labels_of_any_integers(dtype, backend):
     assert_close(BACKENDS[backend].array(found), wanted, 1e-5)
 
 
+@pytest.mark.parametrize("problem", ["regression", "multi_label_classification"])
+def test_integers_of_minus_100_do_not_count_and_floats_do(problem, backend):
+    labels = np.array([[-100, 1], [1, 0]])
+    model = model_class(backend, "seqcls")(DistilBertConfig(**TINY, num_labels=2, problem_type=problem))
+    model = model.eval() if backend == "torch" else model
+    logits = answer(backend, model, input_ids=IDS)["logits"].astype(np.float64)
+    for dtype, counts in ((np.int64, labels != -100), (np.float32, np.full((2, 2), True))):
+        each = np.square(logits - labels) if problem == "regression" else np.log1p(np.exp(logits)) - labels * logits
+        found = model(BACKENDS[backend].tensor(IDS), labels=BACKENDS[backend].tensor(labels.astype(dtype))).loss
+        assert_close(BACKENDS[backend].array(found), each[counts].mean(), 1e-5 * max(1, each[counts].mean()))
+
+
 @pytest.mark.parametrize("labels", [np.array([0.3, 2.0]), np.array([[0.0, 1.0, 1.0], [1.0, 0.0, 1.0]])])
 def test_losses_are_computed_in_float32(labels, backend):
     config = DistilBertConfig(**TINY, num_labels=labels[0].size)
