@@ -332,6 +332,9 @@ def test_a_layer_that_is_built_at_its_first_call_is_trained_and_not_lost(tmp_pat
     assert len(model.optimizer.variables) == 2 * len(model.trainable_variables) + 2
     with pytest.raises(InputError, match="no place for what was added to this model: dense"):
         model.save_pretrained(tmp_path)
+    model.save(tmp_path / "own.keras")
+    loaded = keras.models.load_model(tmp_path / "own.keras", custom_objects={"WithLayerOfItsOwn": WithLayerOfItsOwn})
+    np.testing.assert_array_equal(loaded(x).logits, model(x).logits)
 
 
 def test_lengths_do_not_retrace(monkeypatch):

@@ -307,6 +307,8 @@ class PreTrainedModel(FromSpec, keras.Model):
         frozen = values.pop("frozen", ())
         model = cls(cls.family.config.from_dict(values.pop("config")), **values)
         model.freeze(frozen)
+        if not all(layer.built for layer in model._flatten_layers()):  # of a subclass, which a call makes
+            model(np.zeros((1,) * (cls.input_rank - 1) + (2,), "int32"))
         return model
 
     def freeze(self, names: Collection[str]) -> None:
