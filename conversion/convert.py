@@ -135,9 +135,7 @@ def convert(
         travelling = _tokenizer_files(opened) if to != keras_hub.NAME else {}
         files = (*save.written, *travelling)
         if not dry_run:
-            older = _older(target, to, opened.family, same).difference(files)
-            if travelling and not same:  # a tokenizer.json would be read instead of a new vocab.txt
-                older |= set(TOKENIZER_FILES).difference(files)
+            older = _older(target, to, opened.family, same, bool(travelling)).difference(files)
             total = sum(tensor.nbytes for tensor in tensors.values())
             with _written(target, tuple(older)) as stage:
                 with counted(lambda size: progress(size, total)):
@@ -232,16 +230,18 @@ def _tokenizer(source: Source) -> DistilBertTokenizer | None:
     return DistilBertTokenizer.from_pretrained(source.folder) if is_there else None
 
 
-def _older(target: Path, to: str, family: Family, same: bool) -> set[str]:
+def _older(target: Path, to: str, family: Family, same: bool, has_tokenizer: bool) -> set[str]:
     """Names of files in the target that would be read instead of the new ones, or with them.
 
-    ``same`` says that the target is where the source lies.
+    ``same`` says that the target is where the source lies, ``has_tokenizer`` that a tokenizer comes along.
     """
     # Weights in other formats would be read instead of the new ones, but in place they are where these came from.
     forms = [FORMATS[to]] if same and to in FORMATS else FORMATS.values()
     older = {name for form in forms for name in (form.filename, form.index_file)}
     if to == keras_hub.NAME or keras_hub.is_preset(target, family):
         older |= set(keras_hub.FILES)
+    if has_tokenizer and not same:  # a tokenizer.json would be read instead of a new vocab.txt
+        older |= set(TOKENIZER_FILES)
     return older
 
 

@@ -222,12 +222,14 @@ def _merged(path: Path | None, given: Mapping[str, Any], command: Callable[..., 
         if not isinstance(stored, dict):
             raise ConfigError(f"{path}: holds a {type(stored).__name__}, expected options by name")
         stored = {str(name).replace("-", "_"): value for name, value in stored.items()}
-        stored |= {name: str(stored[name]) for name in TEXTS if type(stored.get(name)) is int}
         if isinstance(stored.get("unlabelled"), str):
             stored["unlabelled"] = [stored["unlabelled"]]
         for name in TEXTS:
-            if not isinstance(stored.get(name), (str, NoneType)):
-                raise ConfigError(f"{path}: {name} is {stored[name]!r:.40}, expected one text")
+            value = stored.get(name)
+            if type(value) is int:
+                stored[name] = str(value)
+            elif not isinstance(value, (str, NoneType)):
+                raise ConfigError(f"{path}: {name} is {value!r:.40}, expected one text")
         if unknown := stored.keys() - given.keys():
             known = ", ".join(sorted(given))
             raise ConfigError(f"{path}: no option {', '.join(sorted(unknown))}; the options are: {known}")

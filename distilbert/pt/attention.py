@@ -204,12 +204,11 @@ def packed_attention(
         if count == 1 and number == len(sequences.runs):  # copies of its last token may ask with it
             asking = len(query_SHK) - query_begin
         query_NHQK = query_SHK[query_begin : query_begin + asking].unflatten(0, (count, -1)).transpose(1, 2)
-        if keys > length:
-            parts = (whole[begin : begin + (count - 1) * length + keys] for whole in (key_THK, value_THK))
+        parts = (whole[begin : begin + (count - 1) * length + keys] for whole in (key_THK, value_THK))
+        if keys > length:  # windows that overlap
             key_NHLK, value_NHLK = (part.unfold(0, keys, length).transpose(2, 3) for part in parts)
             visible = hide_behind(length, keys, query_SHK.dtype)
         else:
-            parts = (whole[begin : begin + count * length] for whole in (key_THK, value_THK))
             key_NHLK, value_NHLK = (part.unflatten(0, (count, length)).transpose(1, 2) for part in parts)
             visible = None
         context_NHQK = sdpa_attention(query_NHQK, key_NHLK, value_NHLK, visible, dropout)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from distilbert.core.errors import InputError
 from distilbert.core.formats import forget
-from distilbert.pt.parameters import initialize, put_value, replace_value, tie
+from distilbert.pt.parameters import initialize, replace_value, tie
 
 if TYPE_CHECKING:
     from distilbert.pt.model import PreTrainedModel
@@ -27,7 +27,8 @@ DTYPES = {
 
 def fill(model: PreTrainedModel, tensors: Mapping[str, np.ndarray], dtype: torch.dtype, device: torch.device) -> None:
     """Give a model made on the meta device its values: the checkpoint's, or initial ones where it has none."""
-    listed, tied, extras = model.parameter_list(), own_ties(model), extra_tensors(model)
+    listed, more = model.parameter_list(), own_ties(model)
+    extras = tensors.keys() - {parameter.name for parameter in listed}
     for parameter in listed:
         if parameter.tied_to is not None:
             continue
@@ -38,11 +39,8 @@ def fill(model: PreTrainedModel, tensors: Mapping[str, np.ndarray], dtype: torch
             value = torch.empty(parameter.shape, dtype=dtype, device=device)
             initialize(value, parameter, model.config)
         replace_value(model, parameter.name, value)
-    tie(model, listed)
-    for name, other in tied.items():
-        path, _, leaf = name.rpartition(".")
-        put_value(model.get_submodule(path), leaf, model.get_parameter(other))
-    model.load_state_dict({name: to_tensor(tensors[name]) for name in extras if name in tensors}, strict=False)
+    tie(model, listed, more)
+    model.load_state_dict({name: to_tensor(tensors[name]) for name in extras}, strict=False)
     model.to(device, dtype)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import groupby, pairwise
 from typing import Any
 
@@ -119,9 +119,9 @@ def put_value(part: nn.Module, leaf: str, value: nn.Parameter) -> None:
             setattr(part, attribute, size)
 
 
-def tie(root: nn.Module, listed: Iterable[Parameter]) -> None:
-    """Make each tied parameter of ``listed`` the very object it is tied to."""
-    for parameter in listed:
-        if parameter.tied_to is not None:
-            path, _, leaf = parameter.name.rpartition(".")
-            put_value(root.get_submodule(path), leaf, root.get_parameter(parameter.tied_to))
+def tie(root: nn.Module, listed: Iterable[Parameter], more: Mapping[str, str] | None = None) -> None:
+    """Make each tied parameter of ``listed``, and those that ``more`` names, the very object it is tied to."""
+    ties = {parameter.name: parameter.tied_to for parameter in listed if parameter.tied_to is not None}
+    for name, other in {**ties, **(more or {})}.items():
+        path, _, leaf = name.rpartition(".")
+        put_value(root.get_submodule(path), leaf, root.get_parameter(other))
