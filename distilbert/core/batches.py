@@ -19,12 +19,15 @@ def cached_tokens(itemsize: int) -> int:
     return 4096 // itemsize
 
 
-def batch_rows(length: int, head: str, is_on_cpu: bool, itemsize: int = 4) -> int:
-    """How many sequences of ``length`` tokens make a batch that runs fast, and fits; of numbers of so many bytes."""
-    tokens = cached_tokens(itemsize) if is_on_cpu else TOKENS_ON_ACCELERATOR
-    if head in ("masked-lm", "pretraining") and not is_on_cpu:
-        tokens //= VOCABULARY_SHARE
-    return max(1, tokens // length)
+def batch_rows(length: int, head: str, is_on_cpu: bool, itemsize: int = 4, parts: int = 1) -> int:
+    """How many sequences of ``length`` tokens make a batch that runs fast, and fits; of numbers of so many bytes.
+
+    On a CPU ``parts`` of a batch may run at the same time.
+    """
+    scores_words = head in ("masked-lm", "pretraining")
+    if is_on_cpu:
+        return (1 if scores_words else parts) * max(1, cached_tokens(itemsize) // length)
+    return max(1, TOKENS_ON_ACCELERATOR // (VOCABULARY_SHARE if scores_words else 1) // length)
 
 
 def pad(

@@ -8,11 +8,12 @@ B batch, H heads, L length (Q of queries), K size of a head, N sequences of T to
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from importlib.util import find_spec
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 import torch
@@ -101,15 +102,13 @@ class Sequences:
             begin += count * length
         return found
 
-    def split(self, tokens: int) -> Iterator[tuple[slice, Sequences]]:
-        """Parts of about that many tokens, no sequence in two of them: where each lies, and its sequences."""
-        ends, start = self.cu_seqlens.tolist(), 0
-        for number, end in enumerate(ends):
-            is_last = number == len(ends) - 1
-            if end > ends[start] and (is_last or ends[number + 1] - ends[start] > tokens):
-                part = self.cu_seqlens[start : number + 1]
-                yield slice(ends[start], end), replace(self, cu_seqlens=part - part[0])
-                start = number
+    def split(self, count: int) -> Iterator[tuple[slice, Sequences]]:
+        """At most ``count`` parts of about as many tokens: where each lies, and its sequences, all of them whole."""
+        ends = self.cu_seqlens.tolist()
+        cuts = [bisect_left(ends, ends[-1] * number / count) for number in range(1, count)]
+        for start, stop in pairwise(sorted({0, *cuts, len(ends) - 1})):
+            part = self.cu_seqlens[start : stop + 1]
+            yield slice(ends[start], ends[stop]), replace(self, cu_seqlens=part - part[0])
 
     def positions(self, count: int) -> Tensor:
         """The place (T,) of each of the ``count`` tokens in its sequence."""

@@ -115,7 +115,8 @@ class InferenceModel:
 
     def batch_rows(self, length: int) -> int:
         """How many sequences of ``length`` tokens to give at a time."""
-        return batch_rows(length, self.head, self.model.device.type == "cpu", self.model.dtype.itemsize)
+        is_on_cpu = self.model.device.type == "cpu"
+        return batch_rows(length, self.head, is_on_cpu, self.model.dtype.itemsize, torch.get_num_threads())
 
     @torch.inference_mode()
     def __call__(

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache, lru_cache, partial
+from threading import Barrier, Lock
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, ref
 
@@ -46,6 +49,9 @@ IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
 }
 ROWS = 1024  # for which oneDNN chooses a layout: a pipeline's batch on a CPU
 MKL_ROWS = 256  # for which MKL does: of its two layouts the one that is as fast as any, from 2 rows to 1,536
+PIECE = 128  # tokens for each core, and so many times more where more cores wait for Python's lock: see by_pieces
+UNEQUAL = 1.15  # as much longer than the mean the longest piece may take: cores that share every product lose more
+LAYING_OUT = Lock()
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 Quantized = TypeVar("Quantized", bound=nn.Module)
@@ -168,7 +174,9 @@ class LaidOutLayer:
     def product(self, layer: Any, roles: tuple[str, ...], activation: Activation = None) -> Product:
         """The product with the weights of some roles, one below the other, and the activation after it."""
         if roles not in self.products:
-            self.products[roles] = product_of([layer.part(role) for role in roles], activation)
+            with LAYING_OUT:  # not once for each core
+                if roles not in self.products:
+                    self.products[roles] = product_of([layer.part(role) for role in roles], activation)
         return self.products[roles]
 
 
@@ -186,21 +194,25 @@ def run_laid_out(
             part_BLD = laid_out(layer, part_BLD, seen, first_token_only and layer is stack[-1])
         return part_BLD
 
-    done = []
-    for part_BLD, seen in by_pieces(hidden_BLD, visible):
+    def run_piece(part_BLD: Tensor, seen: Tensor | Sequences | None) -> Tensor:
         shape = part_BLD.shape[:-1]
         if seen is None and is_better_packed(shape, layouts[0].is_by_onednn):
             seen = Sequences.of_rectangle(shape, part_BLD.device)
-        if isinstance(seen, Sequences):
-            rows = len(seen.first_tokens) if first_token_only else shape.numel()
-            part_BLD = part_BLD.flatten(0, -2)
-            part_BLD = fill_up(part_BLD) if layouts[0].is_by_onednn else part_BLD
-            found = run(part_BLD, replace(seen, reads_on=True))[:rows]
-            if not found.sum().isfinite():  # one sequence may be no number: see Sequences
-                found = run(part_BLD, seen)[:rows]
-            done.append(found.unflatten(0, (*shape[:-1], -1)))
-        else:
-            done.append(run(part_BLD, seen))
+        if not isinstance(seen, Sequences):
+            return run(part_BLD, seen)
+        rows = len(seen.first_tokens) if first_token_only else shape.numel()
+        part_BLD = part_BLD.flatten(0, -2)
+        part_BLD = fill_up(part_BLD) if layouts[0].is_by_onednn else part_BLD
+        found = run(part_BLD, replace(seen, reads_on=True))[:rows]
+        if not found.sum().isfinite():  # one sequence may be no number: see Sequences
+            found = run(part_BLD, seen)[:rows]
+        return found.unflatten(0, (*shape[:-1], -1))
+
+    cores = torch.get_num_threads()
+    if pieces := one_for_each_core(hidden_BLD, visible, cores):
+        return torch.cat(on_all_cores(run_piece, pieces, cores))
+    count = hidden_BLD.shape[:-1].numel() // cached_tokens(hidden_BLD.element_size())
+    done = [run_piece(*piece) for piece in by_pieces(hidden_BLD, visible, count)]
     return done[0] if len(done) == 1 else torch.cat(done)
 
 
@@ -212,17 +224,65 @@ def is_better_packed(shape: torch.Size, is_by_onednn: bool) -> bool:
     )
 
 
-def by_pieces(hidden_BLD: Tensor, visible: Tensor | Sequences | None) -> list[tuple[Tensor, Tensor | Sequences | None]]:
-    """A batch without padding in parts that fit a CPU's caches: a tenth faster, and in less memory.
+Piece = tuple[Tensor, Tensor | Sequences | None]  # vectors, and what is visible of them
 
-    Matrix products are fastest there on about 1,024 tokens in float32 (measured: docs/performance.md).
+
+def by_pieces(hidden_BLD: Tensor, visible: Tensor | Sequences | None, count: int) -> list[Piece]:
+    """A batch in at most so many parts of about equally many tokens, or whole where a mask says what is visible.
+
+    Parts that fit a CPU's caches are the fastest: about 1,024 tokens in float32 (measured: docs/performance.md).
     """
-    piece = cached_tokens(hidden_BLD.element_size())
-    if isinstance(visible, Tensor) or hidden_BLD.shape[:-1].numel() < 2 * piece:
+    if isinstance(visible, Tensor) or count < 2:
         return [(hidden_BLD, visible)]
     if visible is None:
-        return [(part, None) for part in hidden_BLD.split(max(1, piece // hidden_BLD.shape[1]))]
-    return [(hidden_BLD[place], sequences) for place, sequences in visible.split(piece)]
+        return [(part, None) for part in hidden_BLD.split(-(-len(hidden_BLD) // count))]
+    return [(hidden_BLD[place], sequences) for place, sequences in visible.split(count)]
+
+
+def one_for_each_core(hidden_BLD: Tensor, visible: Tensor | Sequences | None, cores: int) -> list[Piece]:
+    """A batch in pieces that cores run at the same time, one or more for each; none where that is not faster.
+
+    It is faster than sharing every product, as nobody waits for others after each step, nor for what they have
+    computed, if there is enough to do and the pieces are about equal (measured: docs/performance.md).
+    """
+    tokens, most = hidden_BLD.shape[:-1].numel(), cached_tokens(hidden_BLD.element_size())
+    if cores == 1 or tokens < cores * min(PIECE * cores, most) or torch.autograd._profiler_enabled():  # sees one thread
+        return []
+    pieces = by_pieces(hidden_BLD, visible, cores * -(-tokens // (cores * most)))
+    longest = max(part.shape[:-1].numel() for part, _ in pieces)
+    return pieces if len(pieces) >= cores and longest * len(pieces) <= UNEQUAL * tokens else []
+
+
+def on_all_cores(run: Callable[..., Tensor], pieces: Sequence[Piece], cores: int) -> list[Tensor]:
+    """What ``run`` makes of each piece."""
+    is_inference = torch.is_inference_mode_enabled()  # here; every thread has its own
+
+    def run_there(piece: Piece) -> Tensor:
+        with torch.inference_mode(is_inference), torch.no_grad():
+            return run(*piece)
+
+    return list(workers(cores).map(run_there, pieces))
+
+
+@lru_cache(maxsize=1)
+def workers(cores: int) -> ThreadPoolExecutor:
+    """As many threads, each of which computes on one core."""
+    ready = Barrier(cores + 1)
+
+    def start() -> None:
+        torch.set_num_threads(1)
+        ready.wait()
+
+    pool = ThreadPoolExecutor(cores, "distilbert", start)
+    for _ in range(cores):
+        pool.submit(int)
+    ready.wait()
+    torch.set_num_threads(cores)  # threads that users start later take the number that was set last, by whomever
+    return pool
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=workers.cache_clear)  # threads do not come along
 
 
 def fill_up(value_TD: Tensor) -> Tensor:
