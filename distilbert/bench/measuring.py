@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from distilbert.bench.contenders import Contender, random_ids, timed
+from distilbert.core.batches import TOKENS_ON_ACCELERATOR, cached_tokens
 from distilbert.core.config import Config
 from distilbert.core.spec import parameters
 
 WARM_UP = 2  # rounds that do not count
-ROWS, ROWS_ON_ACCELERATOR = 1024, 65536  # of the products that the limit is measured with
-LIMIT_ROUNDS = 15
+LIMIT_CALLS = 5  # of each product in a round
 CALLS = 20  # in a row that make a round of latencies
 
 Show = Callable[[str], None]
@@ -70,11 +70,18 @@ class Latency:
 
 
 def throughput(
-    contenders: Mapping[str, Contender], sequences: Sequence[Sequence[int]], config: Config, rounds: int, show: Show
+    contenders: Mapping[str, Contender],
+    sequences: Sequence[Sequence[int]],
+    config: Config,
+    rounds: int,
+    show: Show,
+    between: Callable[[], None] = lambda: None,
 ) -> list[Throughput]:
-    """Time everyone on the same sequences, after rounds that let them warm up and compile."""
+    """Time everyone on the same sequences, after rounds that let them warm up and compile; each begins ``between``."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(-WARM_UP, rounds):
+        if number >= 0:
+            between()
         for name, run in contenders.items():
             show(f"{name}: {'warming up' if number < 0 else f'round {number + 1} of {rounds}'}")
             taken = run(sequences)
@@ -114,7 +121,8 @@ def flops_per_token(config: Config) -> int:
 def limits(config: Config, dtypes: Iterable[str], device: str) -> dict[str, float]:
     """What the products of a layer reach alone, in FLOP/s by type, where PyTorch is installed and has the device.
 
-    On CPUs with weights laid out as for inference, if that is faster.
+    They have as many rows as a batch that suits the device, on CPUs with weights laid out as for inference, if that is
+    faster.
     """
     if importlib.util.find_spec("torch") is None:
         return {}
@@ -123,7 +131,7 @@ def limits(config: Config, dtypes: Iterable[str], device: str) -> dict[str, floa
     from distilbert.pt.products import has_layout, product_of
 
     try:
-        rows = ROWS if torch.device(device).type == "cpu" else ROWS_ON_ACCELERATOR
+        is_on_cpu = torch.device(device).type == "cpu"
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
         return {}
@@ -132,15 +140,15 @@ def limits(config: Config, dtypes: Iterable[str], device: str) -> dict[str, floa
     for dtype in dtypes:
         if dtype == "int8":  # whose products need their factors rounded first
             continue
-        seconds = 0.0
-        kind = {"device": device, "dtype": getattr(torch, dtype)}
+        seconds, kind = 0.0, {"device": device, "dtype": getattr(torch, dtype)}
+        rows = cached_tokens(kind["dtype"].itemsize) if is_on_cpu else TOKENS_ON_ACCELERATOR
         for outputs, inputs in shapes:
             value, linear = torch.randn(rows, inputs, **kind), torch.nn.Linear(inputs, outputs, **kind)
             with torch.inference_mode():
                 ways: list[Callable[..., object]] = [linear]
                 if device == "cpu" and has_layout(kind["dtype"]):
                     ways.append(product_of([linear]))
-                times = [[timed(way, value, device) for _ in range(LIMIT_ROUNDS)] for way in ways]
+                times = [[timed(way, value, device) for _ in range(LIMIT_CALLS)] for way in ways]
             seconds += min(map(statistics.median, times))
         found[dtype] = sum(2 * rows * outputs * inputs for outputs, inputs in shapes) / seconds
     return found
