@@ -1,5 +1,8 @@
 """Batches without padding, in PyTorch: at every token the numbers of padded ones, for every head."""
 
+import os
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -92,9 +95,21 @@ def test_packed_batches(case):
             assert_close(outputs[output], row, 1e-5, output)
 
 
+@pytest.fixture(params=[1, 3])
+def cores(request):
+    """How many PyTorch computes on."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    if products.workers.cache_info().currsize:
+        products.workers(request.param).shutdown()
+        products.workers.cache_clear()
+    torch.set_num_threads(before)
+
+
 @pytest.mark.skipif(not products.has_layout(torch.float32), reason="PyTorch lays out no float32 here")
 @pytest.mark.parametrize("case", ["base", "mlm", "seqcls", "qa", "bert-base", "bert-choice"])
-def test_large_batches_go_by_pieces(case, monkeypatch):
+def test_large_batches_go_by_pieces(case, cores, monkeypatch):
     model, arrays = load("torch", case), arrays_of(case)
     given = [tensors(arrays | {"attention_mask": mask}) for mask in masks(arrays["input_ids"].shape).values()]
     sizes, hooked, compute = [], [], products.LaidOutLayer.__call__
@@ -120,6 +135,89 @@ def test_large_batches_go_by_pieces(case, monkeypatch):
     model.base_model.layers()[0].register_forward_pre_hook(lambda layer, given: hooked.append(given[0].shape[:-1]))
     outputs()
     assert len(hooked) == len(given)  # who looks on sees all at once
+
+
+@pytest.fixture
+def threads(monkeypatch):
+    """The names of those that layers ran in."""
+    names, compute = set(), products.LaidOutLayer.__call__
+
+    def note(*arguments):
+        names.add(threading.current_thread().name.partition("_")[0])
+        return compute(*arguments)
+
+    monkeypatch.setattr(products.LaidOutLayer, "__call__", note)
+    monkeypatch.setattr(products, "PIECE", 4)
+    return names
+
+
+@pytest.mark.skipif(not products.has_layout(torch.float32), reason="PyTorch lays out no float32 here")
+@pytest.mark.parametrize("cores", [3], indirect=True)
+@pytest.mark.parametrize(
+    ("lengths", "runs_in"),
+    [
+        ([12, 12, 12], "distilbert"),
+        ([6, 7, 5, 6, 2, 3, 7, 4, 6, 6], "distilbert"),
+        ([5, 5, 5], "MainThread"),  # too little to do
+        ([30, 3, 3], "MainThread"),  # two cores would wait for one
+        ([40], "MainThread"),
+    ],
+)
+@pytest.mark.parametrize("first_token_only", [False, True])
+def test_equal_pieces_run_on_a_core_each(lengths, runs_in, first_token_only, cores, threads):
+    model, generator = load("torch", "base"), torch.manual_seed(0)
+    vectors = torch.randn(sum(lengths), model.config.dim, generator=generator)
+    ends = torch.tensor([0, *lengths]).cumsum(0)
+    given = {"inputs_embeds": vectors, "cu_seqlens": ends, "first_token_only": first_token_only}
+    wanted = model(**given).last_hidden_state.detach()  # the modules, as it may ask for gradients
+    assert not threads
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            found = model(**given).last_hidden_state
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+        assert found.is_inference() == (mode is torch.inference_mode)
+        assert threads == {runs_in}
+    assert torch.get_num_threads() == cores
+    seen = []
+    threading.Thread(target=lambda: seen.append(torch.get_num_threads())).start()
+    while not seen:
+        pass
+    assert seen == [cores]  # what users compute in threads of their own has as many as before
+    with torch.profiler.profile() as profile, torch.no_grad():
+        model(**given)
+    names = [event.key for event in profile.key_averages()]
+    assert any("scaled_dot_product" in name for name in names)  # who measures sees everything
+
+
+@pytest.mark.skipif(not products.has_layout(torch.float32), reason="PyTorch lays out no float32 here")
+@pytest.mark.parametrize("cores", [3], indirect=True)
+def test_what_fails_on_a_core_fails(cores, threads, monkeypatch):
+    model = load("torch", "base")
+
+    def fail(*arguments):
+        raise MemoryError("full")
+
+    monkeypatch.setattr(products, "normalize", fail)
+    with torch.no_grad(), pytest.raises(MemoryError, match="full"):
+        model(inputs_embeds=torch.randn(3, 12, model.config.dim))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("cores", [3], indirect=True)
+def test_a_forked_process_has_threads_of_its_own(cores):
+    parents = products.workers(cores)
+    child = os.fork()
+    if not child:
+        pool = products.workers(1)
+        os._exit(0 if pool is not parents and pool.submit(int).result(60) == 0 else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("cores", [3], indirect=True)
+@pytest.mark.parametrize(("case", "times"), [("seqcls", 3), ("mlm", 1)])  # scores for all words take much memory
+def test_batches_have_something_for_every_core(case, times, cores):
+    assert InferenceModel(load("torch", case)).batch_rows(100) == times * 10
 
 
 @pytest.mark.skipif(not products.has_layout(torch.float32), reason="PyTorch lays out no float32 here")
