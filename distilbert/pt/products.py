@@ -49,8 +49,9 @@ IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
 }
 ROWS = 1024  # for which oneDNN chooses a layout: a pipeline's batch on a CPU
 MKL_ROWS = 256  # for which MKL does: of its two layouts the one that is as fast as any, from 2 rows to 1,536
-PIECE = 128  # tokens for each core, and so many times more where more cores wait for Python's lock: see by_pieces
-UNEQUAL = 1.15  # as much longer than the mean the longest piece may take: cores that share every product lose more
+# Pieces of a batch that run on a core each have at least so many tokens for each of all cores, since they wait for each
+# other at Python's lock; and the longest is at most so many times as long as the mean. Otherwise cores share products.
+PIECE, UNEQUAL = 128, 1.15
 LAYING_OUT = Lock()
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
@@ -258,7 +259,7 @@ def on_all_cores(run: Callable[..., Tensor], pieces: Sequence[Piece], cores: int
     is_inference = torch.is_inference_mode_enabled()  # here; every thread has its own
 
     def run_there(piece: Piece) -> Tensor:
-        with torch.inference_mode(is_inference), torch.no_grad():
+        with torch.inference_mode(is_inference), torch.no_grad():  # inference_mode(False) asks for gradients
             return run(*piece)
 
     return list(workers(cores).map(run_there, pieces))
@@ -275,7 +276,7 @@ def workers(cores: int) -> ThreadPoolExecutor:
 
     pool = ThreadPoolExecutor(cores, "distilbert", start)
     for _ in range(cores):
-        pool.submit(int)
+        pool.submit(int)  # starts a thread, as none is idle yet
     ready.wait()
     torch.set_num_threads(cores)  # threads that users start later take the number that was set last, by whomever
     return pool
