@@ -2,12 +2,14 @@
 
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from backends import EVERY_CASE, arrays_of, assert_close, at_tokens, flatten, head_of, load
 
+from distilbert.core.batches import batch_rows
 from distilbert.core.errors import InputError
 from distilbert.core.outputs import is_per_token
 from distilbert.pt import attention, products
@@ -95,6 +97,11 @@ def test_packed_batches(case):
             assert_close(outputs[output], row, 1e-5, output)
 
 
+def in_a_new_thread(call):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()
+
+
 @pytest.fixture(params=[1, 3])
 def cores(request):
     """How many PyTorch computes on."""
@@ -103,7 +110,7 @@ def cores(request):
     yield request.param
     if products.workers.cache_info().currsize:
         products.workers(request.param).shutdown()
-        products.workers.cache_clear()
+    products.workers.cache_clear()
     torch.set_num_threads(before)
 
 
@@ -178,11 +185,7 @@ def test_equal_pieces_run_on_a_core_each(lengths, runs_in, first_token_only, cor
         assert found.is_inference() == (mode is torch.inference_mode)
         assert threads == {runs_in}
     assert torch.get_num_threads() == cores
-    seen = []
-    threading.Thread(target=lambda: seen.append(torch.get_num_threads())).start()
-    while not seen:
-        pass
-    assert seen == [cores]  # what users compute in threads of their own has as many as before
+    assert in_a_new_thread(torch.get_num_threads) == cores  # what users compute in threads of their own
     with torch.profiler.profile() as profile, torch.no_grad():
         model(**given)
     names = [event.key for event in profile.key_averages()]
@@ -202,6 +205,38 @@ def test_what_fails_on_a_core_fails(cores, threads, monkeypatch):
         model(inputs_embeds=torch.randn(3, 12, model.config.dim))
 
 
+@pytest.mark.skipif(not products.has_layout(torch.float32), reason="PyTorch lays out no float32 here")
+@pytest.mark.parametrize("cores", [3], indirect=True)
+@pytest.mark.parametrize("threads_left", [0, 2])
+def test_without_threads_one_core_after_the_other(threads_left, cores, threads, monkeypatch):
+    model, start, started = load("torch", "base"), threading.Thread.start, []
+
+    def start_few(thread):
+        if len(started) == threads_left:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_few)
+    with torch.no_grad():
+        model(inputs_embeds=torch.randn(3, 12, model.config.dim))
+    assert threads == {"MainThread"}
+    assert not any(thread.is_alive() for thread in started)  # none waits for what will never come
+    monkeypatch.undo()
+    assert in_a_new_thread(torch.get_num_threads) == cores
+
+
+@pytest.mark.parametrize("cores", [3], indirect=True)
+def test_workers_compute_on_one_core(cores):
+    pool = products.workers(cores)
+
+    def compute():
+        torch.layer_norm(torch.randn(512, 64), [64])  # PyTorch settles on a number when it first needs it
+        return torch.get_num_threads()
+
+    assert [pool.submit(compute).result() for _ in range(9)] == [1] * 9
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize("cores", [3], indirect=True)
@@ -218,6 +253,15 @@ def test_a_forked_process_has_threads_of_its_own(cores):
 @pytest.mark.parametrize(("case", "times"), [("seqcls", 3), ("mlm", 1)])  # scores for all words take much memory
 def test_batches_have_something_for_every_core(case, times, cores):
     assert InferenceModel(load("torch", case)).batch_rows(100) == times * 10
+
+
+@pytest.mark.parametrize("count", [2, 3, 8, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_batches_of_pipelines_are_large_enough_for_all_cores(count, dtype):
+    for length in (5, 23, 100, 343, 384, 512):
+        rows = batch_rows(length, "sequence-classification", True, dtype.itemsize, count)
+        pieces = products.one_for_each_core(torch.empty(rows, length, 4, dtype=dtype), None, count)
+        assert len(pieces) == count
 
 
 @pytest.mark.skipif(not products.has_layout(torch.float32), reason="PyTorch lays out no float32 here")

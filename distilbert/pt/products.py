@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache, lru_cache, partial
-from threading import Barrier, Lock
+from functools import cache, partial
+from threading import Barrier, BrokenBarrierError
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, ref
 
@@ -52,7 +52,6 @@ MKL_ROWS = 256  # for which MKL does: of its two layouts the one that is as fast
 # Pieces of a batch that run on a core each have at least so many tokens for each of all cores, since they wait for each
 # other at Python's lock; and the longest is at most so many times as long as the mean. Otherwise cores share products.
 PIECE, UNEQUAL = 128, 1.15
-LAYING_OUT = Lock()
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 Quantized = TypeVar("Quantized", bound=nn.Module)
@@ -175,9 +174,7 @@ class LaidOutLayer:
     def product(self, layer: Any, roles: tuple[str, ...], activation: Activation = None) -> Product:
         """The product with the weights of some roles, one below the other, and the activation after it."""
         if roles not in self.products:
-            with LAYING_OUT:  # not once for each core
-                if roles not in self.products:
-                    self.products[roles] = product_of([layer.part(role) for role in roles], activation)
+            self.products[roles] = product_of([layer.part(role) for role in roles], activation)
         return self.products[roles]
 
 
@@ -247,7 +244,9 @@ def one_for_each_core(hidden_BLD: Tensor, visible: Tensor | Sequences | None, co
     computed, if there is enough to do and the pieces are about equal (measured: docs/performance.md).
     """
     tokens, most = hidden_BLD.shape[:-1].numel(), cached_tokens(hidden_BLD.element_size())
-    if cores == 1 or tokens < cores * min(PIECE * cores, most) or torch.autograd._profiler_enabled():  # sees one thread
+    if (
+        cores == 1 or tokens < cores * min(PIECE * cores, most // 2) or torch.autograd._profiler_enabled()
+    ):  # sees one thread
         return []
     pieces = by_pieces(hidden_BLD, visible, cores * -(-tokens // (cores * most)))
     longest = max(part.shape[:-1].numel() for part, _ in pieces)
@@ -262,23 +261,44 @@ def on_all_cores(run: Callable[..., Tensor], pieces: Sequence[Piece], cores: int
         with torch.inference_mode(is_inference), torch.no_grad():  # inference_mode(False) asks for gradients
             return run(*piece)
 
-    return list(workers(cores).map(run_there, pieces))
+    try:
+        pool = workers(cores)
+        futures = [pool.submit(run_there, piece) for piece in pieces]
+    except RuntimeError:  # the interpreter ends, or the system gives no more threads
+        return [run(*piece) for piece in pieces]
+    try:
+        return [future.result() for future in futures]
+    finally:
+        for future in futures:
+            future.cancel()
 
 
-@lru_cache(maxsize=1)
+@cache
 def workers(cores: int) -> ThreadPoolExecutor:
-    """As many threads, each of which computes on one core."""
+    """As many threads, each of which computes on one core.
+
+    Raises:
+        RuntimeError: there can be no more threads.
+    """
     ready = Barrier(cores + 1)
 
     def start() -> None:
+        torch.get_num_threads()  # a thread that has not asked yet takes the number that was set last, by whomever
         torch.set_num_threads(1)
-        ready.wait()
+        with suppress(BrokenBarrierError):
+            ready.wait()
 
     pool = ThreadPoolExecutor(cores, "distilbert", start)
-    for _ in range(cores):
-        pool.submit(int)  # starts a thread, as none is idle yet
-    ready.wait()
-    torch.set_num_threads(cores)  # threads that users start later take the number that was set last, by whomever
+    try:
+        for _ in range(cores):
+            pool.submit(int)  # starts a thread, as none is idle yet
+        ready.wait()
+    except BaseException:
+        ready.abort()
+        pool.shutdown()
+        raise
+    finally:
+        torch.set_num_threads(cores)  # for threads that users start later
     return pool
 
 
