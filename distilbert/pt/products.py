@@ -244,9 +244,8 @@ def one_for_each_core(hidden_BLD: Tensor, visible: Tensor | Sequences | None, co
     computed, if there is enough to do and the pieces are about equal (measured: docs/performance.md).
     """
     tokens, most = hidden_BLD.shape[:-1].numel(), cached_tokens(hidden_BLD.element_size())
-    if (
-        cores == 1 or tokens < cores * min(PIECE * cores, most // 2) or torch.autograd._profiler_enabled()
-    ):  # sees one thread
+    is_profiled = torch.autograd._profiler_enabled()  # by what sees the caller's thread only
+    if cores == 1 or tokens < cores * min(PIECE * cores, most // 2) or is_profiled:
         return []
     pieces = by_pieces(hidden_BLD, visible, cores * -(-tokens // (cores * most)))
     longest = max(part.shape[:-1].numel() for part, _ in pieces)
