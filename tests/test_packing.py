@@ -13,8 +13,8 @@ from distilbert.core.batches import batch_rows
 from distilbert.core.errors import InputError
 from distilbert.core.outputs import is_per_token
 from distilbert.pt import attention, products
-from distilbert.pt.attention import Packing
-from distilbert.pt.inference import InferenceModel
+from distilbert.pt.attention import Packing, Sequences
+from distilbert.pt.inference import PARTS, InferenceModel
 
 
 def tensors(arrays):
@@ -249,19 +249,33 @@ def test_a_forked_process_has_threads_of_its_own(cores):
     assert os.waitpid(child, 0)[1] == 0
 
 
+@pytest.mark.skipif(not products.has_layout(torch.float32), reason="PyTorch lays out no float32 here")
 @pytest.mark.parametrize("cores", [3], indirect=True)
-@pytest.mark.parametrize(("case", "times"), [("seqcls", 3), ("mlm", 1)])  # scores for all words take much memory
-def test_batches_have_something_for_every_core(case, times, cores):
-    assert InferenceModel(load("torch", case)).batch_rows(100) == times * 10
+@pytest.mark.parametrize(
+    ("case", "dtype", "times"),
+    [
+        ("seqcls", "float32", 3 * PARTS),
+        ("mlm", "float32", 1),  # scores for all words take much memory
+        ("seqcls", "float16", 2),  # is not laid out, and shares its products
+    ],
+)
+def test_batches_have_something_for_every_core(case, dtype, times, cores):
+    assert InferenceModel(load("torch", case, dtype=dtype)).batch_rows(100) == times * 10
 
 
 @pytest.mark.parametrize("count", [2, 3, 8, 64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_batches_of_pipelines_are_large_enough_for_all_cores(count, dtype):
     for length in (5, 23, 100, 343, 384, 512):
-        rows = batch_rows(length, "sequence-classification", True, dtype.itemsize, count)
-        pieces = products.one_for_each_core(torch.empty(rows, length, 4, dtype=dtype), None, count)
-        assert len(pieces) == count
+        rows = batch_rows(length, "sequence-classification", True, dtype.itemsize, PARTS * count)
+        assert products.one_for_each_core(torch.empty(rows, length, 4, dtype=dtype), None, count)
+
+
+@pytest.mark.parametrize(("texts", "pieces"), [(15, [1200, 800] * 3), (5, [])])  # the first core would have 3 of 5
+def test_cores_have_equally_much_if_not_equal_pieces(texts, pieces):
+    ends = torch.arange(0, 400 * texts + 1, 400)
+    found = products.one_for_each_core(torch.empty(400 * texts, 4), Sequences(ends, 400), 2)
+    assert [len(part) for part, _ in found] == pieces
 
 
 @pytest.mark.skipif(not products.has_layout(torch.float32), reason="PyTorch lays out no float32 here")

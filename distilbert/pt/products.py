@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
+from heapq import heapreplace
 from threading import Barrier, BrokenBarrierError
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, ref
@@ -50,7 +51,7 @@ IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
 ROWS = 1024  # for which oneDNN chooses a layout: a pipeline's batch on a CPU
 MKL_ROWS = 256  # for which MKL does: of its two layouts the one that is as fast as any, from 2 rows to 1,536
 # Pieces of a batch that run on a core each have at least so many tokens for each of all cores, since they wait for each
-# other at Python's lock; and the longest is at most so many times as long as the mean. Otherwise cores share products.
+# other at Python's lock; and no core has more than so many times the mean of all. Otherwise cores share products.
 PIECE, UNEQUAL = 128, 1.15
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
@@ -241,15 +242,17 @@ def one_for_each_core(hidden_BLD: Tensor, visible: Tensor | Sequences | None, co
     """A batch in pieces that cores run at the same time, one or more for each; none where that is not faster.
 
     It is faster than sharing every product, as nobody waits for others after each step, nor for what they have
-    computed, if there is enough to do and the pieces are about equal (measured: docs/performance.md).
+    computed, if there is enough to do and each core has about as much (measured: docs/performance.md).
     """
     tokens, most = hidden_BLD.shape[:-1].numel(), cached_tokens(hidden_BLD.element_size())
     is_profiled = torch.autograd._profiler_enabled()  # by what sees the caller's thread only
     if cores == 1 or tokens < cores * min(PIECE * cores, most // 2) or is_profiled:
         return []
     pieces = by_pieces(hidden_BLD, visible, cores * -(-tokens // (cores * most)))
-    longest = max(part.shape[:-1].numel() for part, _ in pieces)
-    return pieces if len(pieces) >= cores and longest * len(pieces) <= UNEQUAL * tokens else []
+    loads = [0] * cores
+    for part, _ in pieces:  # who is done first takes the next
+        heapreplace(loads, loads[0] + part.shape[:-1].numel())
+    return pieces if max(loads) * cores <= UNEQUAL * tokens else []
 
 
 def on_all_cores(run: Callable[..., Tensor], pieces: Sequence[Piece], cores: int) -> list[Tensor]:
