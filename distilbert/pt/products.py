@@ -43,8 +43,8 @@ from distilbert.pt.parameters import Container
 EPILOGUES = {None: ("none", ""), "gelu": ("gelu", "none"), "gelu_new": ("gelu", "tanh"), "relu": ("relu", "")}
 # The same without memory for a result: giving that back and taking it anew is as much work.
 IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": torch.ops.aten.gelu_,
-    "gelu_new": partial(torch.ops.aten.gelu_, approximate="tanh"),
+    "gelu": torch.ops.aten.gelu_.default,
+    "gelu_new": partial(torch.ops.aten.gelu_.default, approximate="tanh"),
     "relu": torch.relu_,
     "silu": partial(F.silu, inplace=True),
 }
@@ -132,7 +132,7 @@ class LaidOutLayer:
         self.kinds = [type(module) for module in modules]
         self.is_by_onednn = dtype != torch.float32 or Int8Linear in self.kinds  # see fill_up
         self.state, self.sampled = state_of(tensors), sampled_places(tensors)
-        self.samples = read(self.sampled)
+        self.samples = [place.value for place in self.sampled]
         self.products: dict[tuple[str, ...], Product] = {}
 
     def is_of(self, layer: Any, modules: Sequence[nn.Module], dtype: torch.dtype) -> bool:
@@ -142,7 +142,7 @@ class LaidOutLayer:
             and are_those(modules, self.modules)
             and self.kinds == [type(module) for module in modules]
             and self.state == state_of(tensors_of(modules))  # so the memory is still there
-            and self.samples == read(self.sampled)
+            and self.samples == [place.value for place in self.sampled]
         )
 
     def __call__(
@@ -170,7 +170,8 @@ class LaidOutLayer:
 
     def project(self, layer: Any, roles: tuple[str, ...], value: Tensor) -> tuple[Tensor, ...]:
         """The heads (B, L, H, K) of each role, in one product."""
-        return self.product(layer, roles)(value).unflatten(-1, (len(roles), -1, layer.head_size)).unbind(-3)
+        heads = self.product(layer, roles)(value).view(*value.shape[:-1], len(roles), -1, layer.head_size)
+        return heads.unbind(-3)
 
     def product(self, layer: Any, roles: tuple[str, ...], activation: Activation = None) -> Product:
         """The product with the weights of some roles, one below the other, and the activation after it."""
@@ -357,10 +358,11 @@ def product_in_float32(weight_OD: Tensor, bias_O: Tensor) -> Product:
     laid_out = torch.ops.mkl._mkl_reorder_linear_weight(weight_OD, MKL_ROWS)
     # All that is asked of the original is its shape, and so it need not be kept.
     shape_OD = weight_OD.new_full((), math.nan).expand_as(weight_OD)
+    multiplied = torch.ops.mkl._mkl_linear.default  # an operator without its overload's name looks for it in every call
 
     def multiply(value: Tensor, residual: Tensor | None = None) -> Tensor:
         rows = value.shape[:-1].numel()  # PyTorch wants to hear that it was laid out for as many; MKL takes any
-        product = torch.ops.mkl._mkl_linear(value, laid_out, shape_OD, bias_O, rows)
+        product = multiplied(value, laid_out, shape_OD, bias_O, rows)
         return product if residual is None else product.add_(residual)
 
     return multiply
@@ -369,7 +371,7 @@ def product_in_float32(weight_OD: Tensor, bias_O: Tensor) -> Product:
 def product_in_bfloat16(weight_OD: Tensor, bias_O: Tensor, epilogue: tuple[str, str]) -> Product:
     """By oneDNN."""
     laid_out, (name, variant) = torch.ops.mkldnn._reorder_linear_weight(weight_OD, ROWS), epilogue
-    activated, added = torch.ops.mkldnn._linear_pointwise, torch.ops.mkldnn._linear_pointwise.binary
+    activated, added = torch.ops.mkldnn._linear_pointwise.default, torch.ops.mkldnn._linear_pointwise.binary
 
     def multiply(value: Tensor, residual: Tensor | None = None) -> Tensor:
         if residual is None:
@@ -384,7 +386,7 @@ def product_in_int8(weight_OD: Tensor, scale_O: Tensor, bias_O: Tensor, epilogue
     laid_out, (name, variant) = torch.ops.onednn.qlinear_prepack(weight_OD, [ROWS, weight_OD.shape[1]]), epilogue
     weights = (laid_out, scale_O, torch.zeros_like(scale_O, dtype=torch.int32))  # where zero is: at 0
     output = (1.0, 0, torch.float32)
-    activated, added = torch.ops.onednn.qlinear_pointwise, torch.ops.onednn.qlinear_pointwise.binary
+    activated, added = torch.ops.onednn.qlinear_pointwise.default, torch.ops.onednn.qlinear_pointwise.binary
     with warnings.catch_warnings(action="ignore"):  # see round_to_bytes
         round_to_bytes(torch.zeros(1, dtype=torch.float32, device=weight_OD.device))
 
@@ -436,15 +438,11 @@ def state_of(tensors: Iterable[Tensor]) -> list[int]:
     return [fact for value in tensors for fact in (id(value), value.data_ptr(), value.numel(), value._version)]
 
 
-def sampled_places(tensors: Iterable[Tensor]) -> list[int]:
-    """Addresses of 8 bytes in each tensor's first values and in those in its middle."""
+def sampled_places(tensors: Iterable[Tensor]) -> list[ctypes.c_uint64]:
+    """8 bytes of each tensor's first values and of those in its middle, where these are; they keep no memory alive."""
     kept = [value for value in tensors if value.is_cpu and value.is_contiguous() and value.nbytes >= 16]
-    return [value.data_ptr() + start for value in kept for start in (0, value.nbytes // 16 * 8)]
-
-
-def read(addresses: Iterable[int], at: Callable[[int], ctypes.c_uint64] = ctypes.c_uint64.from_address) -> list[int]:
-    """The 8 bytes at each address."""
-    return [at(address).value for address in addresses]
+    starts = [value.data_ptr() + start for value in kept for start in (0, value.nbytes // 16 * 8)]
+    return list(map(ctypes.c_uint64.from_address, starts))
 
 
 def are_those(objects: Sequence[object], known: Sequence[ref[Any]]) -> bool:
