@@ -14,7 +14,7 @@ from distilbert.core.errors import InputError
 from distilbert.core.outputs import is_per_token
 from distilbert.pt import attention, products
 from distilbert.pt.attention import Packing, Sequences
-from distilbert.pt.inference import PARTS, InferenceModel
+from distilbert.pt.inference import MOST_PARTS, PARTS, InferenceModel
 
 
 def tensors(arrays):
@@ -250,17 +250,20 @@ def test_a_forked_process_has_threads_of_its_own(cores):
 
 
 @pytest.mark.skipif(not products.has_layout(torch.float32), reason="PyTorch lays out no float32 here")
-@pytest.mark.parametrize("cores", [3], indirect=True)
 @pytest.mark.parametrize(
-    ("case", "dtype", "times"),
+    ("cores", "case", "dtype", "rows"),
     [
-        ("seqcls", "float32", 3 * PARTS),
-        ("mlm", "float32", 1),  # scores for all words take much memory
-        ("seqcls", "float16", 2),  # is not laid out, and shares its products
+        (1, "seqcls", "float32", 10),
+        (3, "seqcls", "float32", 3 * PARTS * 10),
+        (24, "seqcls", "float32", MOST_PARTS * 10),
+        (80, "seqcls", "float32", 80 * 10),
+        (3, "mlm", "float32", 10),  # scores for all words take much memory
+        (3, "seqcls", "float16", 20),  # is not laid out, and shares its products
     ],
+    indirect=["cores"],
 )
-def test_batches_have_something_for_every_core(case, dtype, times, cores):
-    assert InferenceModel(load("torch", case, dtype=dtype)).batch_rows(100) == times * 10
+def test_batches_have_something_for_every_core(cores, case, dtype, rows):
+    assert InferenceModel(load("torch", case, dtype=dtype)).batch_rows(100) == rows
 
 
 @pytest.mark.parametrize("count", [2, 3, 8, 64])

@@ -121,7 +121,7 @@ def flops_per_token(config: Config) -> int:
 def limits(config: Config, dtypes: Iterable[str], device: str) -> dict[str, float]:
     """What the products of a layer reach alone, in FLOP/s by type, where PyTorch is installed and has the device.
 
-    They have as many rows as a batch that suits the device, on CPUs with weights laid out as for inference, if that is
+    They have as many rows as suit the device at a time, on CPUs with weights laid out as for inference, if that is
     faster.
     """
     if importlib.util.find_spec("torch") is None:

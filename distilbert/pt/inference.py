@@ -23,7 +23,9 @@ from distilbert.pt.loading import parse_device, to_array
 from distilbert.pt.model import PreTrainedModel
 from distilbert.pt.products import has_layout, quantize
 
-PARTS = 4  # of a batch for each core: one that is done first waits for the others at the end of a batch only
+# Parts of a batch for each core, since one that is done first waits for the others at the end of a batch only; but no
+# more than so many in all, if each core has one: their vectors lie in memory together.
+PARTS, MOST_PARTS = 4, 64
 
 # By the stem of the family and the head.
 MODELS: dict[tuple[str, str], type[PreTrainedModel]] = {
@@ -118,7 +120,7 @@ class InferenceModel:
     def batch_rows(self, length: int) -> int:
         """How many sequences of ``length`` tokens to give at a time."""
         is_on_cpu, cores = self.model.device.type == "cpu", torch.get_num_threads()
-        parts = PARTS * cores if cores > 1 and has_layout(self.model.dtype) else 1
+        parts = max(cores, min(PARTS * cores, MOST_PARTS)) if cores > 1 and has_layout(self.model.dtype) else 1
         return batch_rows(length, self.head, is_on_cpu, self.model.dtype.itemsize, parts)
 
     @torch.inference_mode()
