@@ -7,14 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from backends import EVERY_CASE, arrays_of, assert_close, at_tokens, flatten, head_of, load
+from backends import EVERY_CASE, arrays_of, assert_close, at_tokens, flatten, folder_of, head_of, load
 
-from distilbert.core.batches import batch_rows
 from distilbert.core.errors import InputError
 from distilbert.core.outputs import is_per_token
 from distilbert.pt import attention, products
 from distilbert.pt.attention import Packing, Sequences
-from distilbert.pt.inference import MOST_PARTS, PARTS, InferenceModel
+from distilbert.pt.inference import InferenceModel
 
 
 def tensors(arrays):
@@ -251,27 +250,33 @@ def test_a_forked_process_has_threads_of_its_own(cores):
 
 @pytest.mark.skipif(not products.has_layout(torch.float32), reason="PyTorch lays out no float32 here")
 @pytest.mark.parametrize(
-    ("cores", "case", "dtype", "rows"),
+    ("cores", "case", "dtype", "parts"),
     [
-        (1, "seqcls", "float32", 10),
-        (3, "seqcls", "float32", 3 * PARTS * 10),
-        (24, "seqcls", "float32", MOST_PARTS * 10),
-        (80, "seqcls", "float32", 80 * 10),
-        (3, "mlm", "float32", 10),  # scores for all words take much memory
-        (3, "seqcls", "float16", 20),  # is not laid out, and shares its products
+        (1, "seqcls", "float32", 1),
+        (3, "seqcls", "float32", 12),
+        (3, "seqcls", "int8", 12),
+        (24, "seqcls", "float32", 48),  # vectors of more would take much memory
+        (80, "seqcls", "float32", 80),
+        (3, "mlm", "float32", 1),  # and so would scores for all words
+        (3, "seqcls", "float16", 6),  # is not laid out, and shares its products; half as large
     ],
     indirect=["cores"],
 )
-def test_batches_have_something_for_every_core(cores, case, dtype, rows):
-    assert InferenceModel(load("torch", case, dtype=dtype)).batch_rows(100) == rows
+def test_batches_have_something_for_every_core(cores, case, dtype, parts):
+    assert InferenceModel.from_pretrained(head_of(case), folder_of(case), dtype=dtype).batch_rows(100) == parts * 10
 
 
-@pytest.mark.parametrize("count", [2, 3, 8, 64])
+@pytest.mark.skipif(not products.has_layout(torch.bfloat16), reason="PyTorch lays out no bfloat16 here")
+@pytest.mark.parametrize("cores", [2, 3, 8, 20, 40, 64], indirect=True)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_batches_of_pipelines_are_large_enough_for_all_cores(count, dtype):
-    for length in (5, 23, 100, 343, 384, 512):
-        rows = batch_rows(length, "sequence-classification", True, dtype.itemsize, PARTS * count)
-        assert products.one_for_each_core(torch.empty(rows, length, 4, dtype=dtype), None, count)
+def test_batches_of_pipelines_are_divided_among_all_cores(cores, dtype):
+    model = InferenceModel(load("torch", "seqcls", dtype=dtype))
+    for length in (5, 23, 100, 200, 256, 300, 343, 384, 450, 512):
+        rows = model.batch_rows(length)
+        packed = Sequences.of_rectangle(torch.Size((rows, length)), torch.device("cpu"))
+        for shape, visible in (((rows, length, 4), None), ((rows * length, 4), packed)):
+            pieces = products.one_for_each_core(torch.empty(shape, dtype=dtype), visible, cores)
+            assert len(pieces) >= cores
 
 
 @pytest.mark.parametrize(("texts", "pieces"), [(15, [1200, 800] * 3), (5, [])])  # the first core would have 3 of 5

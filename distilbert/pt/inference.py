@@ -21,10 +21,10 @@ from distilbert.pt import heads
 from distilbert.pt.encoder import BertModel, DistilBertModel
 from distilbert.pt.loading import parse_device, to_array
 from distilbert.pt.model import PreTrainedModel
-from distilbert.pt.products import has_layout, quantize
+from distilbert.pt.products import Int8Linear, has_layout, quantize
 
-# Parts of a batch for each core, since one that is done first waits for the others at the end of a batch only; but no
-# more than so many in all, if each core has one: their vectors lie in memory together.
+# Parts of a batch for each core, since one that is done first waits for the others at the end of a batch only; fewer
+# where these are more than so many in all, as their vectors lie in memory together, but one at least.
 PARTS, MOST_PARTS = 4, 64
 
 # By the stem of the family and the head.
@@ -84,6 +84,7 @@ class InferenceModel:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model.eval()
         self.head = model.head
+        self.is_int8 = any(type(module) is Int8Linear for module in model.modules())
 
     @classmethod
     def from_pretrained(
@@ -120,8 +121,9 @@ class InferenceModel:
     def batch_rows(self, length: int) -> int:
         """How many sequences of ``length`` tokens to give at a time."""
         is_on_cpu, cores = self.model.device.type == "cpu", torch.get_num_threads()
-        parts = max(cores, min(PARTS * cores, MOST_PARTS)) if cores > 1 and has_layout(self.model.dtype) else 1
-        return batch_rows(length, self.head, is_on_cpu, self.model.dtype.itemsize, parts)
+        is_laid_out = has_layout(torch.int8 if self.is_int8 else self.model.dtype)
+        parts = max(1, min(PARTS, MOST_PARTS // cores)) if cores > 1 and is_laid_out else 1
+        return batch_rows(length, self.head, is_on_cpu, self.model.dtype.itemsize, cores * parts)
 
     @torch.inference_mode()
     def __call__(

@@ -48,7 +48,7 @@ IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu_,
     "silu": partial(F.silu, inplace=True),
 }
-ROWS = 1024  # for which oneDNN chooses a layout: a pipeline's batch on a CPU
+ROWS = 1024  # for which oneDNN chooses a layout: about a piece of a large batch
 MKL_ROWS = 256  # for which MKL does: of its two layouts the one that is as fast as any, from 2 rows to 1,536
 # Pieces of a batch that run on a core each have at least so many tokens for each of all cores, since they wait for each
 # other at Python's lock; and no core has more than so many times the mean of all. Otherwise cores share products.
@@ -84,8 +84,8 @@ class Int8Linear(nn.Module):
 def quantize(model: Quantized) -> Quantized:
     """Make the layers of a float32 model on a CPU multiply in int8, in place, for inference.
 
-    Weights get a scale for each of their rows, and what they are multiplied with one for each batch. Embeddings and
-    heads stay as they are; prune heads before. docs/performance.md says what it gains and costs.
+    Weights get a scale for each of their rows, and what they are multiplied with one for each batch, or each part of
+    one. Embeddings and heads stay as they are; prune heads before. docs/performance.md says what it gains and costs.
 
     Raises:
         InputError: a model of another type, or elsewhere.
@@ -240,7 +240,7 @@ def by_pieces(hidden_BLD: Tensor, visible: Tensor | Sequences | None, count: int
 
 
 def one_for_each_core(hidden_BLD: Tensor, visible: Tensor | Sequences | None, cores: int) -> list[Piece]:
-    """A batch in pieces that cores run at the same time, one or more for each; none where that is not faster.
+    """A batch in pieces that cores run at the same time; none where that is not faster.
 
     It is faster than sharing every product, as nobody waits for others after each step, nor for what they have
     computed, if there is enough to do and each core has about as much (measured: docs/performance.md).
