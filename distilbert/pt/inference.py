@@ -121,9 +121,10 @@ class InferenceModel:
     def batch_rows(self, length: int) -> int:
         """How many sequences of ``length`` tokens to give at a time."""
         is_on_cpu, cores = self.model.device.type == "cpu", torch.get_num_threads()
-        is_laid_out = has_layout(torch.int8 if self.is_int8 else self.model.dtype)
+        dtype = self.model.dtype  # asks the parameters
+        is_laid_out = has_layout(torch.int8 if self.is_int8 else dtype)
         parts = max(1, min(PARTS, MOST_PARTS // cores)) if cores > 1 and is_laid_out else 1
-        return batch_rows(length, self.head, is_on_cpu, self.model.dtype.itemsize, cores * parts)
+        return batch_rows(length, self.head, is_on_cpu, dtype.itemsize, cores * parts)
 
     @torch.inference_mode()
     def __call__(
