@@ -49,11 +49,15 @@ def shallow(tmp_path_factory):
     def make(case):
         if case not in made:
             options = {"overrides": {}, "ignore_mismatched_sizes": False, "family": DISTILBERT}
-            config, tensors, _ = load(GOLDEN / f"distilbert-{case}", head_of(case), config=None, **options)
+            folder = GOLDEN / f"distilbert-{case}"
+            config, tensors, _ = load(folder, head_of(case), config=None, **options)
             config.n_layers = 2
             kept = {row.name: tensors[row.name] for row in parameters(config, head_of(case)) if row.name in tensors}
             made[case] = tmp_path_factory.mktemp(case)
             write_checkpoint(made[case], config, kept, head=head_of(case))
+            for name in ("vocab.txt", "tokenizer_config.json"):
+                if (folder / name).is_file():
+                    shutil.copy(folder / name, made[case])
         return made[case]
 
     return make

@@ -135,11 +135,11 @@ class LaidOutLayer:
         self.samples = [place.value for place in self.sampled]
         self.products: dict[tuple[str, ...], Product] = {}
 
-    def is_of(self, layer: Any, modules: Sequence[nn.Module], dtype: torch.dtype) -> bool:
+    def is_of(self, layer: Any, modules: list[nn.Module], dtype: torch.dtype) -> bool:
         """Whether this is still what ``layer`` computes, with ``modules`` below it, of values in ``dtype``."""
         return (
             self.settings == settings_of(layer, dtype)
-            and are_those(modules, self.modules)
+            and [known() for known in self.modules] == modules
             and self.kinds == [type(module) for module in modules]
             and self.state == state_of(tensors_of(modules))  # so the memory is still there
             and self.samples == [place.value for place in self.sampled]
@@ -445,20 +445,11 @@ def sampled_places(tensors: Iterable[Tensor]) -> list[ctypes.c_uint64]:
     return list(map(ctypes.c_uint64.from_address, starts))
 
 
-def are_those(objects: Sequence[object], known: Sequence[ref[Any]]) -> bool:
-    """Whether ``objects`` are the very ones that are known."""
-    return len(objects) == len(known) and all(one is other() for one, other in zip(objects, known, strict=True))
-
-
 def is_watched(module: nn.Module) -> bool:
     """Whether something would miss a call of ``module``, or has replaced it, or it is there for training."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module.training
-        or module._compiled_call_impl is not None
-        or "forward" in module.__dict__
-    )
+    own = module.__dict__.get  # to ask for attributes takes twice as long
+    seen = own("_forward_hooks") or own("_forward_pre_hooks") or own("training")
+    return bool(seen or own("_compiled_call_impl") or own("forward"))
 
 
 # Not in the modules: copies and pickles of these need none.
