@@ -193,6 +193,30 @@ def test_equal_pieces_run_on_a_core_each(lengths, runs_in, first_token_only, cor
 
 @pytest.mark.skipif(not products.has_layout(torch.float32), reason="PyTorch lays out no float32 here")
 @pytest.mark.parametrize("cores", [3], indirect=True)
+@pytest.mark.parametrize("first_token_only", [False, True])
+def test_weights_are_laid_out_for_all_cores(first_token_only, cores, threads, monkeypatch):
+    """MKL's layouts are for as many threads as made them: one text would run on one core, ever after."""
+    model, made_for, lay_out = load("torch", "base"), [], products.product_of
+
+    def note(*arguments):
+        made_for.append(torch.get_num_threads())
+        return lay_out(*arguments)
+
+    monkeypatch.setattr(products, "product_of", note)
+    given = {"inputs_embeds": torch.randn(3, 12, model.config.dim), "first_token_only": first_token_only}
+    with torch.no_grad():
+        model(**given)
+        assert threads != {"MainThread"} and made_for == [cores] * len(made_for)
+        count = len(made_for)
+        assert count == 4 * model.config.n_layers + first_token_only
+        for now in (cores - 1, cores, cores + 1, cores):
+            torch.set_num_threads(now)
+            model(**given)
+    assert made_for[count:] == [cores + 1] * count  # what was made for more serves fewer
+
+
+@pytest.mark.skipif(not products.has_layout(torch.float32), reason="PyTorch lays out no float32 here")
+@pytest.mark.parametrize("cores", [3], indirect=True)
 def test_what_fails_on_a_core_fails(cores, threads, monkeypatch):
     model = load("torch", "base")
 

@@ -134,11 +134,13 @@ class LaidOutLayer:
         self.state, self.sampled = state_of(tensors), sampled_places(tensors)
         self.samples = [place.value for place in self.sampled]
         self.products: dict[tuple[str, ...], Product] = {}
+        self.threads = torch.get_num_threads()  # see product_in_float32
 
     def is_of(self, layer: Any, modules: list[nn.Module], dtype: torch.dtype) -> bool:
         """Whether this is still what ``layer`` computes, with ``modules`` below it, of values in ``dtype``."""
         return (
             self.settings == settings_of(layer, dtype)
+            and self.threads >= torch.get_num_threads()
             and [known() for known in self.modules] == modules
             and self.kinds == [type(module) for module in modules]
             and self.state == state_of(tensors_of(modules))  # so the memory is still there
@@ -172,6 +174,13 @@ class LaidOutLayer:
         """The heads (B, L, H, K) of each role, in one product."""
         heads = self.product(layer, roles)(value).view(*value.shape[:-1], len(roles), -1, layer.head_size)
         return heads.unbind(-3)
+
+    def make_products(self, layer: Any, first_token_only: bool) -> None:
+        """What ``__call__`` multiplies by, before threads that have one core each would make it."""
+        projections = (("query",), ("key", "value")) if first_token_only else (("query", "key", "value"),)
+        for roles in (*projections, ("attention_out",), ("feed_forward_out",)):
+            self.product(layer, roles)
+        self.product(layer, ("feed_forward_in",), layer.hidden_act)
 
     def product(self, layer: Any, roles: tuple[str, ...], activation: Activation = None) -> Product:
         """The product with the weights of some roles, one below the other, and the activation after it."""
@@ -210,6 +219,8 @@ def run_laid_out(
 
     cores = torch.get_num_threads()
     if pieces := one_for_each_core(hidden_BLD, visible, cores):
+        for layer, laid_out in zip(stack, layouts, strict=True):
+            laid_out.make_products(layer, first_token_only and layer is stack[-1])
         return torch.cat(on_all_cores(run_piece, pieces, cores))
     count = hidden_BLD.shape[:-1].numel() // cached_tokens(hidden_BLD.element_size())
     done = [run_piece(*piece) for piece in by_pieces(hidden_BLD, visible, count)]
@@ -354,7 +365,11 @@ def product_of(parts: Sequence[Any], activation: Activation = None) -> Product:
 
 
 def product_in_float32(weight_OD: Tensor, bias_O: Tensor) -> Product:
-    """By MKL, which otherwise lays out weights anew for every product."""
+    """By MKL, which otherwise lays out weights anew for every product.
+
+    It does so for as many threads as there are now, and products of a few hundred rows never take more; with fewer
+    they are as fast (measured: docs/performance.md).
+    """
     laid_out = torch.ops.mkl._mkl_reorder_linear_weight(weight_OD, MKL_ROWS)
     # All that is asked of the original is its shape, and so it need not be kept.
     shape_OD = weight_OD.new_full((), math.nan).expand_as(weight_OD)
