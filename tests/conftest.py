@@ -41,7 +41,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def shallow(tmp_path_factory):
-    """A golden checkpoint's folder by case, with two of its three layers: compiling takes most of the time."""
+    """A golden checkpoint's folder by case, with two of its three layers and its tokenizer, if any: compiling takes most of the time."""
     from backends import head_of  # which imports this module
 
     made = {}

@@ -572,7 +572,7 @@ def test_mirrored_strategy_gives_the_curve_of_one_device():
         COMMON
         + """
 import tensorflow as tf
-tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})  # a fifth of the time
+tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})  # spares a fifth of the time
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 one, _ = train()

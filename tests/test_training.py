@@ -748,7 +748,7 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 """,
     "tf": """
 import tensorflow as tf
-tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})  # a fifth of the time
+tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})  # spares a fifth of the time
 cpus = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpus[0], [tf.config.LogicalDeviceConfiguration()] * 2)
 """,

@@ -462,9 +462,9 @@ def sampled_places(tensors: Iterable[Tensor]) -> list[ctypes.c_uint64]:
 
 def is_watched(module: nn.Module) -> bool:
     """Whether something would miss a call of ``module``, or has replaced it, or it is there for training."""
-    own = module.__dict__.get  # to ask for attributes takes twice as long
-    seen = own("_forward_hooks") or own("_forward_pre_hooks") or own("training")
-    return bool(seen or own("_compiled_call_impl") or own("forward"))
+    own = module.__dict__  # to ask for attributes takes twice as long
+    seen = own.get("_forward_hooks") or own.get("_forward_pre_hooks") or own.get("training")
+    return bool(seen) or own.get("_compiled_call_impl") is not None or "forward" in own
 
 
 # Not in the modules: copies and pickles of these need none.
